@@ -1,0 +1,475 @@
+package flyregion
+
+import "strings"
+
+// Access is what one SQL text may do to the database.
+type Access uint8
+
+const (
+	// Write is a text that has to run on the primary: it changes something, it asks for something that only the
+	// primary can answer, or it is not understood. It is the zero value, because it is always a safe answer.
+	Write Access = iota
+	// Read is a text that a hot standby runs, and that means there what it means on the primary.
+	Read
+)
+
+// String returns "read" or "write".
+func (a Access) String() string {
+	if a == Read {
+		return "read"
+	}
+	return "write"
+}
+
+// Classify says what a SQL text may do, from the text alone. It knows PostgreSQL's lexical rules, and as much of its
+// grammar as the question needs; it reads the text once and does not allocate.
+//
+// Read means that a hot standby would run the text, and that it means there what it means on the primary. All else is
+// Write: changes of data and schema, row locks, transaction control, settings and other objects of the session (prepared
+// statements, cursors, temporary tables), calls whose effect or answer belongs to the primary (sequences, advisory
+// locks, notifications, large objects, transaction ids, positions in the WAL, the state of the server itself), an empty
+// text, and everything that is unknown or malformed. A text of several statements is Read if every one of them is.
+//
+// Functions are recognised by name where they are called. What an application's own functions, operators and views do
+// cannot be seen in the text, so they count as reads; a standby refuses to write, whatever was said here.
+func Classify(sql string) Access {
+	return inspect(sql).access
+}
+
+// hint is where a comment in a text asks to have the text run.
+type hint uint8
+
+const (
+	hintNone hint = iota
+	hintReplica
+	hintPrimary // the highest: of two hints that contradict each other the safe one wins
+)
+
+// statement is what the router wants to know of a SQL text.
+type statement struct {
+	access   Access
+	hint     hint // from a comment /* flyregion:primary */ or /* flyregion:replica */; it has no part in access
+	several  bool // the text holds more than one statement
+	control  bool // a statement in it begins, ends or shapes a transaction
+	begins   bool // the first statement begins a transaction
+	ends     bool // a statement in it may end a transaction
+	copiesIn bool // a statement in it is a COPY FROM, behind which the server may expect data
+	settings bool // the text may change a setting of the session; an UPDATE's SET does not count
+}
+
+// functions says what calls of an application's own functions may do, by their name in lower case without a schema.
+type functions map[string]Access
+
+// inspect looks at a SQL text as the server would read it.
+func inspect(sql string) statement {
+	return inspectWith(sql, nil)
+}
+
+// inspectWith is inspect with functions that take precedence over those known here.
+func inspectWith(sql string, own functions) statement {
+	p := inspector{sql: sql, own: own}
+	if p.scan() && p.statements > 0 && !p.wrote {
+		p.access = Read
+	}
+	return p.statement
+}
+
+// state is how far the inspector has come in a statement.
+type state uint8
+
+const (
+	atStart          state = iota // before the first keyword; there may have been parentheses
+	inExplain                     // after EXPLAIN
+	inExplainParen                // after EXPLAIN (, which opens a list of options or a query
+	inExplainOptions              // in that list
+	inCopy                        // after COPY
+	inCopySource                  // before the TO or FROM of a COPY
+	inCopyTarget                  // after that TO
+	inShow                        // after SHOW
+	inSet                         // after SET
+	inPrepare                     // after PREPARE
+	inQuery                       // in something that may be a read
+	inWrite                       // in something that is a write
+)
+
+// token is the kind of a token, as far as the tokens after it need to know.
+type token uint8
+
+const (
+	tokNone    token = iota // no token yet in this statement
+	tokWord                 // a keyword or an identifier without quotes
+	tokQuoted               // "identifier"
+	tokUnicode              // U&"identifier", whose real name is not worked out
+	tokOpen                 // (
+	tokClose                // )
+	tokBracket              // ]
+	tokComma                // ,
+	tokDot                  // .
+	tokParam                // $1
+	tokOther                // a literal, an operator, [ and :
+)
+
+// inspector holds what was learned of a text, and of the statement in it that is being read.
+type inspector struct {
+	statement
+	sql        string
+	own        functions
+	statements int  // how many have ended; empty ones do not count
+	wrote      bool // one of them, or the text as a whole, is a write
+	current
+}
+
+// current is what was learned of the statement that is being read.
+type current struct {
+	state           state
+	prev            token
+	word            word // the keyword that the previous token is, if it is a tokWord
+	nameAt, nameEnd int  // where the previous token is, if it is a tokWord or tokQuoted
+	depth           int  // open parentheses
+
+	explain bool // it is an EXPLAIN
+	analyze bool // ... that executes what it explains
+	copies  bool // it is a COPY, and its TO STDOUT was not seen yet
+	changes bool // executing it changes or locks something
+	effects bool // it calls or names something that belongs to the primary
+
+	with    bool // WITH was seen, so that other statements may be nested in it
+	clause  word // FOR, UPDATE or DELETE, while the next word decides what it is; ANALYZE in options likewise
+	chained bool // names after a dot may be calls, as in (x).a.b
+	atomic  int  // open BEGIN ATOMIC and CASE in the body of a CREATE FUNCTION
+}
+
+// end ends the current statement.
+func (p *inspector) end() {
+	if p.prev != tokNone {
+		p.statements++
+		p.several = p.statements > 1
+		if p.state != inQuery || p.depth != 0 || p.copies || p.effects || p.changes && (!p.explain || p.analyze) {
+			p.wrote = true
+		}
+	}
+	p.current = current{}
+}
+
+// onWord takes a keyword or an identifier without quotes.
+func (p *inspector) onWord(start, end int) {
+	text := p.sql[start:end]
+	w := lookup(text)
+	if w == wordSetting {
+		p.settings = true
+	}
+	switch {
+	case p.state == inQuery:
+		p.body(w, text)
+	case p.state < inQuery:
+		p.lead(w, text)
+	case p.atomic > 0 && w == wordCase, w == wordAtomic && p.prev == tokWord && p.word == wordBegin:
+		p.atomic++
+	case p.atomic > 0 && w == wordEnd:
+		p.atomic--
+	}
+	p.prev, p.word, p.nameAt, p.nameEnd = tokWord, w, start, end
+}
+
+// lead takes a word in front of the body of a statement.
+func (p *inspector) lead(w word, text string) {
+	switch p.state {
+	case atStart:
+		p.start(w)
+	case inExplain:
+		if w == wordAnalyze {
+			p.analyze = true
+		} else if w != wordVerbose {
+			p.start(w)
+		}
+	case inExplainParen:
+		if w == wordSelect || w == wordValues || w == wordTable || w == wordWith {
+			p.start(w)
+			return
+		}
+		p.state = inExplainOptions
+		fallthrough
+	case inExplainOptions:
+		if p.clause == wordAnalyze && w != wordFalse && w != wordOff {
+			p.analyze = true
+		}
+		p.clause = w
+	case inCopy, inCopySource:
+		p.state = inCopySource
+		if p.depth > 0 || p.prev == tokDot {
+			return
+		}
+		if w == wordTo {
+			p.state = inCopyTarget
+		} else if w == wordFrom {
+			p.state, p.copiesIn = inWrite, true
+		}
+	case inCopyTarget:
+		// Files and programs are the server's, so only STDOUT will do.
+		p.state = inWrite
+		if w == wordStdout {
+			p.state, p.copies = inQuery, false
+		}
+	case inShow:
+		p.show(text)
+	case inSet:
+		// Not SET SESSION CHARACTERISTICS AS TRANSACTION, which is about transactions to come.
+		p.control = p.control || w == wordTransaction && p.word != wordAs || isTransactionSetting(text)
+	case inPrepare:
+		p.control = p.control || w == wordTransaction
+		p.ends = p.ends || w == wordTransaction
+		p.state = inWrite
+	}
+}
+
+// start takes the first keyword of a statement, or of the statement in an EXPLAIN or COPY.
+func (p *inspector) start(w word) {
+	alone := p.depth == 0 && !p.explain
+	p.state = inWrite
+	switch w {
+	case wordSelect, wordValues, wordTable:
+		p.state = inQuery
+	case wordWith:
+		p.state, p.with = inQuery, true
+	case wordInsert, wordUpdate, wordDelete, wordMerge:
+		// A standby plans these like any other server.
+		if p.explain {
+			p.state, p.changes = inQuery, true
+		}
+	case wordShow:
+		if alone {
+			p.state = inShow
+		}
+	case wordExplain:
+		if alone {
+			p.state, p.explain = inExplain, true
+		}
+	case wordCopy:
+		if alone {
+			p.state, p.copies = inCopy, true
+		}
+	case wordBegin:
+		p.control, p.begins = true, p.begins || p.statements == 0
+	case wordControl:
+		p.control = true
+	case wordFinish, wordEnd:
+		p.control, p.ends = true, true
+	case wordPrepare:
+		p.state = inPrepare
+	case wordSet:
+		p.state, p.settings = inSet, true
+	case wordReset, wordDo: // the body of a DO may hold anything
+		p.settings = true
+	}
+}
+
+// show takes the name of a setting that is shown. Most are the same everywhere, and a pool gives no hold on a session
+// whose own they could be; these two tell the servers apart.
+func (p *inspector) show(name string) {
+	p.state = inQuery
+	if strings.EqualFold(name, "transaction_read_only") || strings.EqualFold(name, "in_hot_standby") {
+		p.effects = true
+	}
+}
+
+// body takes a word in a statement that may be a read.
+func (p *inspector) body(w word, text string) {
+	if p.clause != wordOther {
+		p.decide(w)
+	}
+	switch w {
+	case wordOther, wordSetting:
+		if isSystemName(text) && isServerView(text) {
+			p.effects = true
+		}
+	case wordInto:
+		// A reserved word, so except as a label, after AS or a dot, it is the INTO of a SELECT, INSERT or MERGE.
+		if p.prev != tokDot && (p.prev != tokWord || p.word != wordAs) {
+			p.changes = true
+		}
+	case wordFor:
+		p.clause = wordFor
+	case wordUpdate, wordDelete:
+		if p.nests() {
+			p.clause = w
+		}
+	case wordWith:
+		p.with = true
+	case wordUescape:
+		if p.prev == tokUnicode {
+			p.effects = true // U&"..." UESCAPE '!' may be the name of a call
+		}
+	}
+	p.chain(text)
+}
+
+// decide takes the word after one that needs it to be understood.
+func (p *inspector) decide(w word) {
+	switch p.clause {
+	case wordFor:
+		// FOR UPDATE, FOR SHARE, FOR NO KEY UPDATE, FOR KEY SHARE; but not the FOR of substring.
+		switch w {
+		case wordNo, wordKey:
+			return
+		case wordUpdate, wordShare:
+			p.changes = true
+		}
+	case wordDelete:
+		if w == wordFrom {
+			p.changes = true
+		}
+	case wordUpdate:
+		if w == wordOnly || !w.reserved() {
+			p.changes = true
+		}
+	}
+	p.clause = wordOther
+}
+
+// nests reports whether an UPDATE or DELETE could begin here that is nested in a WITH, or that the WITH belongs to. Both
+// words are also good names of columns and labels, so what follows has a say as well. They begin after a parenthesis, or
+// after the name that ends a SEARCH or CYCLE clause. INSERT and MERGE need no such look: their INTO tells.
+func (p *inspector) nests() bool {
+	switch p.prev {
+	case tokOpen:
+		return true // without a WITH no server takes it so far
+	case tokComma, tokDot:
+		return false
+	case tokWord:
+		return p.with && !p.word.reserved()
+	}
+	return p.with
+}
+
+// chain takes a name that may follow a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval; whereas in
+// t.nextval it can only be a column.
+func (p *inspector) chain(name string) {
+	if p.prev != tokDot {
+		p.chained = false
+	} else if p.chained {
+		p.call(name)
+	}
+}
+
+// onQuoted takes a quoted identifier, by what is between the quotes.
+func (p *inspector) onQuoted(kind token, start, end int) {
+	text := p.sql[start:end]
+	if lookup(text) == wordSetting {
+		p.settings = true
+	}
+	switch p.state {
+	case inQuery:
+		if p.clause == wordUpdate {
+			p.changes = true
+		}
+		p.clause = wordOther
+		if kind == tokUnicode {
+			p.effects = p.effects || p.prev == tokDot && p.chained
+		} else if isSystemName(text) && isServerView(text) {
+			p.effects = true
+		}
+		p.chain(text)
+	case inWrite:
+	case inCopy, inCopySource:
+		p.state = inCopySource
+	case inExplainParen, inExplainOptions:
+		// Options and their values may be quoted, but nobody does that.
+		p.state, p.analyze = inExplainOptions, true
+	case inShow:
+		p.show(text)
+	case inSet:
+		p.control = p.control || isTransactionSetting(text)
+	default:
+		p.state = inWrite
+	}
+	p.prev, p.nameAt, p.nameEnd = kind, start, end
+}
+
+// onOpen takes an opening parenthesis.
+func (p *inspector) onOpen() {
+	switch p.state {
+	case inQuery, inWrite:
+		switch p.prev {
+		case tokWord, tokQuoted:
+			p.call(p.sql[p.nameAt:p.nameEnd])
+		case tokUnicode:
+			p.effects = true
+		}
+	case inExplain:
+		p.state = inExplainParen
+		if p.word != wordExplain {
+			p.state = atStart // after ANALYZE or VERBOSE there are no options
+		}
+	case inExplainParen, inCopy:
+		p.state = atStart
+	case atStart, inExplainOptions, inCopySource, inSet:
+	default:
+		p.state = inWrite
+	}
+	p.depth++
+	p.prev, p.clause = tokOpen, wordOther
+}
+
+// onClose takes a closing parenthesis.
+func (p *inspector) onClose() {
+	p.depth--
+	if p.depth <= 0 {
+		switch {
+		case p.depth < 0, p.state == atStart:
+			p.state = inWrite
+		case p.state == inExplainOptions:
+			if p.clause == wordAnalyze {
+				p.analyze = true
+			}
+			p.state = atStart
+		case p.state == inQuery && p.copies:
+			p.state = inCopySource
+		}
+	}
+	p.prev, p.clause = tokClose, wordOther
+}
+
+// onOther takes a token that is neither a name nor a parenthesis.
+func (p *inspector) onOther(kind token) {
+	switch p.state {
+	case inQuery, inWrite, inSet, inCopySource:
+		if kind == tokDot {
+			p.chained = p.prev == tokClose || p.prev == tokBracket || p.prev == tokParam || p.prev != tokOther && p.chained
+		}
+	case inExplainOptions:
+		if p.clause == wordAnalyze {
+			p.analyze = true // followed by a comma, or by a value that is none of false, off and 0
+		}
+	default:
+		p.state = inWrite
+	}
+	p.prev, p.clause = kind, wordOther
+}
+
+// onNumber takes a number.
+func (p *inspector) onNumber(text string) {
+	if text == "0" && p.state == inExplainOptions {
+		p.clause = wordOther
+	}
+	p.onOther(tokOther)
+}
+
+// call takes the name of a function that is called.
+func (p *inspector) call(name string) {
+	if p.own != nil {
+		var buf [maxName]byte
+		if access, ok := p.own[string(lower(&buf, name))]; ok {
+			p.effects = p.effects || access == Write
+			return
+		}
+	}
+	if callWrites(name) {
+		p.effects = true
+	}
+}
+
+// isTransactionSetting reports whether a setting is one of the transaction, such as transaction_read_only.
+func isTransactionSetting(name string) bool {
+	const prefix = "transaction_"
+	return len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
+}

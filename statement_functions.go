@@ -1,0 +1,135 @@
+package flyregion
+
+import "strings"
+
+// The functions whose calls belong to the primary, with the reason, and those whose calls do not although their name
+// begins with pg_. The prefix is the server's own, and most such functions look into the server or steer it, so one that
+// is not known is not taken for a read. All other functions that are not here are.
+
+var primaryCalls = [][]string{
+	// Sequences: a change, or the session's memory of one.
+	{"currval", "lastval", "nextval", "setval"},
+
+	// Settings of the session, and its seed for random().
+	{"set_config", "set_limit", "setseed"},
+
+	// Transaction ids and snapshots: a standby assigns no ids, and what it knows of running transactions lags behind.
+	{"txid_current", "txid_current_if_assigned", "txid_current_snapshot", "txid_status"},
+
+	// Large objects: changes, and descriptors that live as long as a transaction. lo_get is a plain read.
+	{"lo_close", "lo_creat", "lo_create", "lo_export", "lo_from_bytea", "lo_import", "lo_lseek", "lo_lseek64", "lo_manage",
+		"lo_open", "lo_put", "lo_tell", "lo_tell64", "lo_truncate", "lo_truncate64", "lo_unlink", "loread", "lowrite"},
+
+	// SQL in a string, which is not looked into, or from a cursor of the session.
+	{"connectby", "crosstab", "crosstab2", "crosstab3", "crosstab4", "crosstabn", "cursor_to_xml", "cursor_to_xmlschema",
+		"query_to_xml", "query_to_xml_and_xmlschema", "query_to_xmlschema", "ts_rewrite", "ts_stat", "xpath_table"},
+
+	// Connections of the server to elsewhere.
+	{"dblink", "dblink_build_sql_delete", "dblink_build_sql_insert", "dblink_build_sql_update", "dblink_cancel_query",
+		"dblink_close", "dblink_connect", "dblink_connect_u", "dblink_current_query", "dblink_disconnect",
+		"dblink_error_message", "dblink_exec", "dblink_fetch", "dblink_get_connections", "dblink_get_notify",
+		"dblink_get_pkey", "dblink_get_result", "dblink_is_busy", "dblink_open", "dblink_send_query",
+		"postgres_fdw_disconnect", "postgres_fdw_disconnect_all", "postgres_fdw_get_connections"},
+
+	// Maintenance, and checks of the very files of one server.
+	{"autoprewarm_dump_now", "autoprewarm_start_worker", "brin_desummarize_range", "brin_summarize_new_values",
+		"brin_summarize_range", "bt_index_check", "bt_index_parent_check", "gin_clean_pending_list", "gin_index_check",
+		"heap_force_freeze", "heap_force_kill", "verify_heapam"},
+
+	// The server that answers, not the data.
+	{"inet_server_addr", "inet_server_port", "pgrowlocks"},
+}
+
+var systemReads = [][]string{
+	// The schema: what the catalogs say, in words.
+	{"pg_basetype", "pg_column_is_updatable", "pg_describe_object", "pg_get_acl", "pg_get_catalog_foreign_keys",
+		"pg_get_constraintdef", "pg_get_expr", "pg_get_function_arg_default", "pg_get_function_arguments",
+		"pg_get_function_identity_arguments", "pg_get_function_result", "pg_get_function_sqlbody", "pg_get_functiondef",
+		"pg_get_indexdef", "pg_get_keywords", "pg_get_object_address", "pg_get_partition_constraintdef",
+		"pg_get_partkeydef", "pg_get_publication_tables", "pg_get_replica_identity_index", "pg_get_ruledef",
+		"pg_get_serial_sequence", "pg_get_statisticsobjdef", "pg_get_statisticsobjdef_columns",
+		"pg_get_statisticsobjdef_expressions", "pg_get_triggerdef", "pg_get_userbyid", "pg_get_viewdef", "pg_has_role",
+		"pg_identify_object", "pg_identify_object_as_address", "pg_index_column_has_property", "pg_index_has_property",
+		"pg_indexam_has_property", "pg_options_to_table", "pg_partition_ancestors", "pg_partition_root",
+		"pg_partition_tree", "pg_relation_is_publishable", "pg_relation_is_updatable", "pg_sequence_parameters",
+		"pg_settings_get_flags"},
+	{"pg_collation_is_visible", "pg_conversion_is_visible", "pg_function_is_visible", "pg_opclass_is_visible",
+		"pg_operator_is_visible", "pg_opfamily_is_visible", "pg_statistics_obj_is_visible", "pg_table_is_visible",
+		"pg_ts_config_is_visible", "pg_ts_dict_is_visible", "pg_ts_parser_is_visible", "pg_ts_template_is_visible",
+		"pg_type_is_visible"},
+
+	// Files: a physical replica has the same, under the same names.
+	{"pg_database_size", "pg_filenode_relation", "pg_indexes_size", "pg_relation_filenode", "pg_relation_filepath",
+		"pg_relation_size", "pg_table_size", "pg_tablespace_databases", "pg_tablespace_size", "pg_total_relation_size"},
+
+	// Computation with what is given, and facts of stored values.
+	{"pg_char_to_encoding", "pg_client_encoding", "pg_collation_for", "pg_column_compression", "pg_column_size",
+		"pg_column_toast_chunk_id", "pg_encoding_max_length", "pg_encoding_to_char", "pg_input_error_info",
+		"pg_input_is_valid", "pg_lsn", "pg_mcv_list_items", "pg_size_bytes", "pg_size_pretty", "pg_snapshot_xip",
+		"pg_snapshot_xmax", "pg_snapshot_xmin", "pg_split_walfile_name", "pg_timezone_abbrevs", "pg_timezone_names",
+		"pg_trigger_depth", "pg_typeof", "pg_visible_in_snapshot", "pg_wal_lsn_diff", "pg_xact_commit_timestamp",
+		"pg_xact_commit_timestamp_origin"},
+
+	// Only time passes.
+	{"pg_sleep", "pg_sleep_for", "pg_sleep_until"},
+}
+
+// serverViews are the system views that show a server or its sessions, not the data, beside pg_stat_* and pg_statio_*.
+// Of pg_sequences it is last_value, which runs ahead on a standby. pg_temp is no view, but tables that only the primary
+// can have.
+var serverViews = []string{"pg_aios", "pg_available_extension_versions", "pg_available_extensions",
+	"pg_backend_memory_contexts", "pg_buffercache", "pg_config", "pg_cursors", "pg_dsm_registry_allocations",
+	"pg_file_settings", "pg_hba_file_rules", "pg_ident_file_mappings", "pg_locks", "pg_prepared_statements",
+	"pg_prepared_xacts", "pg_replication_origin_status", "pg_replication_slots", "pg_sequences", "pg_settings",
+	"pg_shmem_allocations", "pg_shmem_allocations_numa", "pg_temp"}
+
+const (
+	callUnknown uint8 = iota
+	callReads
+	callBelongsToPrimary
+	viewOfServer
+)
+
+var systemNames = func() (t nameTable) {
+	for _, names := range primaryCalls {
+		for _, name := range names {
+			t.add(name, callBelongsToPrimary)
+		}
+	}
+	for _, names := range systemReads {
+		for _, name := range names {
+			t.add(name, callReads)
+		}
+	}
+	for _, name := range serverViews {
+		t.add(name, viewOfServer)
+	}
+	return t
+}()
+
+// callWrites reports whether a call of the function belongs to the primary.
+func callWrites(name string) bool {
+	switch systemNames.find(name) {
+	case callReads:
+		return false
+	case callBelongsToPrimary:
+		return true
+	}
+	// In a database with a Turkish one-byte encoding the server folds this letter to an i.
+	return isSystemName(name) || strings.Contains(name, "İ")
+}
+
+// isSystemName reports whether a name begins with pg_.
+func isSystemName(name string) bool {
+	return len(name) > 3 && name[2] == '_' && isFolded(name[:2], "pg")
+}
+
+// isServerView reports whether a name that begins with pg_ is that of a view of the server.
+func isServerView(name string) bool {
+	return hasFoldedPrefix(name, "pg_stat_") || hasFoldedPrefix(name, "pg_statio_") || hasFoldedPrefix(name, "pg_temp_") ||
+		systemNames.find(name) == viewOfServer
+}
+
+func hasFoldedPrefix(name, prefix string) bool {
+	return len(name) >= len(prefix) && isFolded(name[:len(prefix)], prefix)
+}

@@ -1,0 +1,302 @@
+package pgcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
+	"github.com/jackc/pgx/v5"
+)
+
+var errStopped = errors.New("pgcluster: the cluster was stopped")
+
+// Server is one PostgreSQL server of a cluster: a real one, in processes of its own.
+type Server struct {
+	cluster     *Cluster
+	region      string
+	machine     string
+	ip          netip.Addr
+	folder      string
+	replication *Link            // to the server that this one streams from
+	upstream    *net.TCPListener // what its primary_conninfo names
+
+	mu      sync.Mutex // held while the server is started, stopped or killed
+	engine  *engine    // nil when it is not running
+	release func()     // of the port
+	closed  bool
+
+	portMu sync.Mutex
+	port   int
+}
+
+// Region returns the server's region.
+func (s *Server) Region() string {
+	return s.region
+}
+
+// Machine returns the id of the server's machine, as in <id>.vm.<app>.internal.
+func (s *Server) Machine() string {
+	return s.machine
+}
+
+// Addr returns the address that the server really listens on, 127.0.0.1 and a port. It is reached there without latency,
+// and whatever the state of the links. It stays the same when the server is stopped and started.
+func (s *Server) Addr() string {
+	s.portMu.Lock()
+	defer s.portMu.Unlock()
+	return fmt.Sprintf("127.0.0.1:%d", s.port)
+}
+
+// ConnString returns a URL for a connection to Addr as superuser.
+func (s *Server) ConnString() string {
+	return fmt.Sprintf("postgres://%s:%s@%s/%s?sslmode=disable", superuser, password, s.Addr(), database)
+}
+
+// Exec runs sql as superuser on a connection of its own, straight on the server. Without args it may hold several
+// statements.
+func (s *Server) Exec(ctx context.Context, sql string, args ...any) error {
+	return s.connected(ctx, func(conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, sql, args...)
+		return err
+	})
+}
+
+// Running says whether the server's processes run. It may still be starting.
+func (s *Server) Running() bool {
+	_, ok := readPostmaster(s.data())
+	return ok
+}
+
+// Log returns all that the server has logged so far.
+func (s *Server) Log() (string, error) {
+	text, err := os.ReadFile(filepath.Join(s.folder, "log", logFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return string(text), err
+}
+
+// Start starts the server again after Stop or Kill, on the same data and the same port, and returns when it accepts
+// connections. It does nothing if the server is running. A server that was the leader before another one was promoted
+// starts as a replica.
+func (s *Server) Start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.start(ctx, false)
+}
+
+// Stop shuts the server down (PostgreSQL's fast shutdown: sessions are ended, nothing is lost) and returns when it is
+// down. It does nothing if the server is not running. When ctx ends first, the server is made to stop at once.
+func (s *Server) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stop(ctx)
+}
+
+// Restart is Stop and Start.
+func (s *Server) Restart(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.stop(ctx); err != nil {
+		return err
+	}
+	return s.start(ctx, false)
+}
+
+func (s *Server) data() string {
+	return filepath.Join(s.folder, "data")
+}
+
+func (s *Server) connected(ctx context.Context, use func(*pgx.Conn) error) error {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return use(conn)
+}
+
+func (s *Server) connect(ctx context.Context) (*pgx.Conn, error) {
+	config, err := pgx.ParseConfig(s.ConnString())
+	if err != nil {
+		return nil, err
+	}
+	config.RuntimeParams["application_name"] = "pgcluster"
+	return pgx.ConnectConfig(ctx, config)
+}
+
+// start starts the server. The first time it may choose another port.
+func (s *Server) start(ctx context.Context, first bool) error {
+	if s.closed {
+		return errStopped
+	}
+	if s.Running() {
+		return nil
+	}
+	s.forget()
+	for attempt := 1; ; attempt++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		lost, err := s.startOnce(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !lost || attempt == 10 {
+			return fmt.Errorf("pgcluster: starting the server in %s: %w", s.region, err)
+		}
+		// Somebody else has the port. That is all but impossible where ports can be reserved.
+		if first {
+			if err := s.choosePort(); err != nil {
+				return err
+			}
+		} else if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// startOnce starts the server. lost says whether it failed because its port is taken.
+func (s *Server) startOnce(ctx context.Context) (lost bool, err error) {
+	before, _ := s.Log()
+	e := newEngine(embeddedpostgres.DefaultConfig().
+		Version(embeddedpostgres.PostgresVersion(s.cluster.binaries.version)).
+		Port(uint32(s.port)).
+		BinariesPath(s.cluster.folder).
+		RuntimePath(filepath.Join(s.folder, "run")).
+		DataPath(s.data()).
+		StartTimeout(30 * time.Second).
+		Logger(nil))
+	// embedded-postgres knows no context: what it waits for is taken away instead.
+	unwatch := context.AfterFunc(ctx, func() {
+		if p, ok := readPostmaster(s.data()); ok {
+			kill(p.pid, signalImmediate)
+		}
+	})
+	err = e.start()
+	unwatch()
+	if err == nil {
+		s.engine = e
+		err = s.endHealthCheck(ctx)
+	}
+	if err == nil {
+		return false, nil
+	}
+	s.engine = nil
+	e.release()
+	s.destroy()
+	after, _ := s.Log()
+	logged := strings.TrimSpace(strings.TrimPrefix(after, before))
+	lost = strings.Contains(err.Error(), "already listening on port") ||
+		strings.Contains(logged, "could not create any TCP/IP sockets")
+	if logged != "" {
+		err = fmt.Errorf("%w\nthe server logged:\n%s", err, logged)
+	}
+	return lost, err
+}
+
+// endHealthCheck closes the session that embedded-postgres's health check has left open. See engine.
+func (s *Server) endHealthCheck(ctx context.Context) error {
+	return s.connected(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1", healthName)
+		if err != nil {
+			return err
+		}
+		rows.Close()
+		return rows.Err()
+	})
+}
+
+func (s *Server) stop(ctx context.Context) error {
+	if s.closed {
+		return errStopped
+	}
+	p, ok := readPostmaster(s.data())
+	if !ok || s.engine == nil {
+		s.forget()
+		return nil
+	}
+	hurry := context.AfterFunc(ctx, func() { kill(p.pid, signalImmediate) })
+	err := s.engine.stop()
+	hurry()
+	if err != nil && !alive(p.pid) {
+		err = nil
+	}
+	if err == nil {
+		err = waitGone(context.WithoutCancel(ctx), p.pid)
+	}
+	if err != nil {
+		return fmt.Errorf("pgcluster: stopping the server in %s: %w", s.region, err)
+	}
+	s.forget()
+	return ctx.Err()
+}
+
+// forget drops what belongs to a run that has ended.
+func (s *Server) forget() {
+	if s.engine != nil {
+		s.engine.release()
+		s.engine = nil
+	}
+}
+
+// close stops the server for good, at once.
+func (s *Server) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	err := s.destroy()
+	s.forget()
+	if s.release != nil {
+		s.release()
+	}
+	return err
+}
+
+// destroy stops the server at once, and by force if need be. Its data will need recovery.
+func (s *Server) destroy() error {
+	p, ok := readPostmaster(s.data())
+	if ok {
+		kill(p.pid, signalImmediate)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if waitGone(ctx, p.pid) != nil {
+			if err := s.murder(p); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(s.data(), "postmaster.pid")); err == nil {
+		p.removeMemory() // nobody else will
+	}
+	return nil
+}
+
+func (s *Server) choosePort() error {
+	port, release, err := reservePort()
+	if err != nil {
+		return fmt.Errorf("pgcluster: a port for the server in %s: %w", s.region, err)
+	}
+	if s.release != nil {
+		s.release()
+	}
+	s.release = release
+	s.portMu.Lock()
+	defer s.portMu.Unlock()
+	s.port = port
+	return nil
+}

@@ -1,0 +1,159 @@
+package flyregion
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// replicaBatch is a batch of reads on a replica. What the replica cannot run the primary runs, with all that comes after
+// it, unseen: the queries before have done nothing but read, and each query of a batch has a snapshot of its own anyway.
+// What is sent is a copy, as pgx changes a batch that it sends, and runs its callbacks without asking.
+type replicaBatch struct {
+	pgx.BatchResults // of whichever server answers
+
+	pool    *Pool
+	replica *replica
+	conn    *pgxpool.Conn // nil once it was released
+	route   route
+	ctx     context.Context
+	queries []*pgx.QueuedQuery // the caller's, never sent
+	next    int                // of queries, whose result is next
+	moved   bool               // the primary answers
+	closed  bool
+	err     error // what Close returns
+}
+
+// newReplicaBatch sends a batch to a replica.
+func newReplicaBatch(ctx context.Context, p *Pool, r route, rep *replica, conn *pgxpool.Conn, b *pgx.Batch) *replicaBatch {
+	return &replicaBatch{
+		BatchResults: conn.SendBatch(ctx, newBatch(b.QueuedQueries)),
+		pool:         p,
+		replica:      rep,
+		conn:         conn,
+		route:        r,
+		ctx:          ctx,
+		queries:      b.QueuedQueries,
+	}
+}
+
+// newBatch returns a batch of queries without their callbacks.
+func newBatch(queries []*pgx.QueuedQuery) *pgx.Batch {
+	b := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(queries))}
+	for _, q := range queries {
+		b.Queue(q.SQL, q.Arguments...)
+	}
+	return b
+}
+
+// move sends the query whose result was err, and all after it, to the primary if that is allowed.
+func (b *replicaBatch) move(err error) (moved bool) {
+	if b.moved || err == nil || b.next > len(b.queries) {
+		return false
+	}
+	// Closing first tells whether the connection has survived.
+	_ = b.BatchResults.Close()
+	failed := b.queries[b.next-1]
+	why := b.pool.rerun(b.ctx, &b.route, b.conn.Conn(), failed.SQL, err)
+	if why == "" {
+		return false
+	}
+	b.moved = true
+	b.release()
+	b.BatchResults = b.pool.forwardBatch(b.ctx, why, newBatch(b.queries[b.next-1:]))
+	return true
+}
+
+func (b *replicaBatch) release() {
+	if b.conn != nil {
+		b.replica.release(b.conn)
+		b.conn = nil
+	}
+}
+
+func (b *replicaBatch) Exec() (pgconn.CommandTag, error) {
+	b.next++
+	tag, err := b.BatchResults.Exec()
+	if b.move(err) {
+		return b.BatchResults.Exec()
+	}
+	return tag, err
+}
+
+func (b *replicaBatch) Query() (pgx.Rows, error) {
+	b.next++
+	rows, err := b.BatchResults.Query()
+	if err != nil {
+		if b.move(err) {
+			return b.BatchResults.Query()
+		}
+		return rows, err
+	}
+	if b.moved {
+		return rows, nil
+	}
+	return &batchRows{Rows: rows, batch: b}, nil
+}
+
+func (b *replicaBatch) QueryRow() pgx.Row {
+	rows, _ := b.Query()
+	return &row{rows}
+}
+
+// Close does what the Close of pgx's own results does: it runs the callbacks of the queries whose results were not read,
+// up to the first error.
+func (b *replicaBatch) Close() error {
+	if b.closed {
+		return b.err
+	}
+	for b.err == nil && b.next < len(b.queries) {
+		if q := b.queries[b.next]; q.Fn != nil {
+			b.err = q.Fn(b)
+		} else {
+			_, b.err = b.Exec()
+		}
+	}
+	b.closed = true
+	if err := b.BatchResults.Close(); b.err == nil {
+		b.err = err
+	}
+	b.release()
+	return b.err
+}
+
+// batchRows are the rows of one query of a batch. Until the first of them is delivered the query may still move.
+type batchRows struct {
+	pgx.Rows // of whichever server answers
+	batch    *replicaBatch
+	settled  bool // a row was delivered, or the rows have ended
+}
+
+// ended is called when the rows are closed. It reports whether the primary has begun to answer instead.
+func (r *batchRows) ended() (moved bool) {
+	if r.settled {
+		return false
+	}
+	r.settled = true
+	if !r.batch.move(r.Rows.Err()) {
+		return false
+	}
+	r.Rows, _ = r.batch.BatchResults.Query()
+	return true
+}
+
+func (r *batchRows) Next() bool {
+	if r.Rows.Next() {
+		r.settled = true
+		return true
+	}
+	return r.ended() && r.Rows.Next()
+}
+
+func (r *batchRows) Close() {
+	r.Rows.Close()
+	if r.ended() {
+		r.Rows.Close()
+	}
+}

@@ -1,0 +1,419 @@
+package flyregion
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Config is the configuration of a [Pool]. It must be made by [ParseConfig] and can then be modified.
+type Config struct {
+	// Config is the template of every server's pool: its limits, hooks, tracer, TLS, DialFunc and LookupFunc hold for
+	// the primary and for each replica, and each of them has MaxConns connections of its own.
+	*pgxpool.Config
+
+	// Region is where this process runs, such as "ord". The default is fly_region in the connection string, then the
+	// environment's FLY_REGION, then MY_REGION, which stands in for it off Fly. When it is empty, or the same as
+	// PrimaryRegion, the pool is one plain pgxpool.
+	Region string
+
+	// PrimaryRegion is where the writable server is. The default is fly_primary_region in the connection string, then
+	// the environment's PRIMARY_REGION. When it is empty the pool is one plain pgxpool.
+	PrimaryRegion string
+
+	// ReplicaRegions are the regions to read from, in order of preference. The default is fly_replica_regions in the
+	// connection string, separated by commas, then the Region alone.
+	ReplicaRegions []string
+
+	// ReplicaConnStrings are connection strings of replicas by region, for clusters that are not on Fly. Of each only
+	// the servers, the user, the password, the database, TLS and run-time parameters are used. A region without one is
+	// reached under its Fly name.
+	ReplicaConnStrings map[string]string
+
+	// AppName is the application_name that the servers see where the connection string and the environment set none.
+	// The default is the environment's FLY_APP_NAME.
+	AppName string
+
+	// Balance says which of several replicas a read goes to. The default is fly_balance in the connection string, then
+	// BalanceLocal.
+	Balance Balance
+
+	// MinReplicaWait and MaxReplicaWait bound the time that a read waits for the replica to replay what its session
+	// wrote, before it goes to the primary. Between them it is the measured round trip to the primary, as waiting
+	// longer cannot win. MaxReplicaWait is also the longest that a read waits for a connection to a replica that does
+	// not answer. The defaults are fly_min_replica_wait and fly_max_replica_wait in the connection string, then 10 ms
+	// and 1 s.
+	MinReplicaWait time.Duration
+	MaxReplicaWait time.Duration
+
+	// AwaitWrites makes each write return only when the replica that this process reads from shows it, or after
+	// MaxReplicaWait. Other processes that read there see it too, then. Without it only reads wait. The default is
+	// fly_await_writes in the connection string, then false.
+	AwaitWrites bool
+
+	// SimulateReplica makes a pool on a single server send its reads through a second pool to the same server, whose
+	// sessions are read-only, so that an app meets a replica's refusals during development. It cannot be combined with
+	// regions that have replicas. The default is fly_simulate_replica in the connection string, then false.
+	SimulateReplica bool
+
+	// Telemetry says where spans and metrics go.
+	Telemetry Telemetry
+
+	createdByParseConfig bool
+}
+
+const (
+	defaultMinReplicaWait = 10 * time.Millisecond
+	defaultMaxReplicaWait = time.Second
+)
+
+// settingPrefix begins the names of this package's settings in a connection string.
+const settingPrefix = "fly_"
+
+// settings are what a connection string may say, by name without the prefix.
+var settings = map[string]func(c *Config, value string) error{
+	"region":           func(c *Config, v string) error { c.Region = v; return nil },
+	"primary_region":   func(c *Config, v string) error { c.PrimaryRegion = v; return nil },
+	"replica_regions":  func(c *Config, v string) error { c.ReplicaRegions = strings.Split(v, ","); return nil },
+	"balance":          func(c *Config, v string) error { c.Balance = Balance(v); return nil },
+	"min_replica_wait": func(c *Config, v string) error { return setDuration(&c.MinReplicaWait, v) },
+	"max_replica_wait": func(c *Config, v string) error { return setDuration(&c.MaxReplicaWait, v) },
+	"await_writes":     func(c *Config, v string) error { return setBool(&c.AwaitWrites, v) },
+	"simulate_replica": func(c *Config, v string) error { return setBool(&c.SimulateReplica, v) },
+}
+
+func setDuration(to *time.Duration, value string) error {
+	d, err := time.ParseDuration(value)
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as 50ms", value)
+	}
+	*to = d
+	return nil
+}
+
+func setBool(to *bool, value string) error {
+	b, err := strconv.ParseBool(value)
+	if err != nil {
+		return fmt.Errorf("%q is neither true nor false", value)
+	}
+	*to = b
+	return nil
+}
+
+// ParseConfig builds a Config from connString, which takes all that [pgxpool.ParseConfig] takes and the settings of this
+// package, and from the environment (FLY_REGION, MY_REGION, PRIMARY_REGION, FLY_APP_NAME and what pgx reads). The
+// settings, each also a field of [Config]:
+//
+//   - fly_region: where this process runs
+//   - fly_primary_region: where the writable server is
+//   - fly_replica_regions: regions to read from, separated by commas
+//   - fly_balance: local, random or round_robin
+//   - fly_min_replica_wait, fly_max_replica_wait: bounds of a read's wait, such as 10ms
+//   - fly_await_writes: true for writes that return when the replica shows them
+//   - fly_simulate_replica: true for reads through read-only sessions on a single server
+//
+// The server never sees them. An error is a [*pgconn.ParseConfigError] that names the setting.
+func ParseConfig(connString string) (*Config, error) {
+	template, err := pgxpool.ParseConfig(connString)
+	if err != nil {
+		return nil, err
+	}
+
+	c := &Config{
+		Config:               template,
+		Region:               cmp.Or(os.Getenv("FLY_REGION"), os.Getenv("MY_REGION")),
+		PrimaryRegion:        os.Getenv("PRIMARY_REGION"),
+		AppName:              os.Getenv("FLY_APP_NAME"),
+		Balance:              BalanceLocal,
+		MinReplicaWait:       defaultMinReplicaWait,
+		MaxReplicaWait:       defaultMaxReplicaWait,
+		createdByParseConfig: true,
+	}
+
+	params := template.ConnConfig.RuntimeParams
+	for _, name := range slices.Sorted(maps.Keys(params)) {
+		short, ours := strings.CutPrefix(name, settingPrefix)
+		if !ours {
+			continue
+		}
+		set, known := settings[short]
+		if !known {
+			return nil, pgconn.NewParseConfigError(connString, fmt.Sprintf("unknown setting %s: want one of %s", name, settingNames()), nil)
+		}
+		if err := set(c, params[name]); err != nil {
+			return nil, pgconn.NewParseConfigError(connString, "cannot parse "+name, err)
+		}
+		delete(params, name)
+	}
+
+	if err := c.normalize(); err != nil {
+		return nil, pgconn.NewParseConfigError(connString, "wrong setting", err)
+	}
+	return c, nil
+}
+
+func settingNames() string {
+	var names []string
+	for short := range settings {
+		names = append(names, settingPrefix+short)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// Copy returns a deep copy of the config that is safe to use and modify. As with [pgxpool.Config.Copy], the TLS
+// configurations are shared in what crypto/tls says must not be modified.
+func (c *Config) Copy() *Config {
+	copied := *c
+	copied.Config = c.Config.Copy()
+	copied.ReplicaRegions = slices.Clone(c.ReplicaRegions)
+	copied.ReplicaConnStrings = maps.Clone(c.ReplicaConnStrings)
+	return &copied
+}
+
+// normalize brings region codes into one form and refuses what contradicts itself.
+func (c *Config) normalize() (err error) {
+	if c.Region != "" {
+		if c.Region, err = parseRegion(c.Region); err != nil {
+			return fmt.Errorf("invalid Region (fly_region, FLY_REGION): %w", err)
+		}
+	}
+	if c.PrimaryRegion != "" {
+		if c.PrimaryRegion, err = parseRegion(c.PrimaryRegion); err != nil {
+			return fmt.Errorf("invalid PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
+		}
+	}
+	for i, region := range c.ReplicaRegions {
+		if c.ReplicaRegions[i], err = parseRegion(region); err != nil {
+			return fmt.Errorf("invalid ReplicaRegions (fly_replica_regions): %w", err)
+		}
+		if slices.Contains(c.ReplicaRegions[:i], c.ReplicaRegions[i]) {
+			return fmt.Errorf("invalid ReplicaRegions (fly_replica_regions): %q is there twice", region)
+		}
+	}
+	for region := range c.ReplicaConnStrings {
+		if normal, err := parseRegion(region); err != nil || normal != region {
+			return fmt.Errorf("invalid ReplicaConnStrings: %q is not a region code in lower case", region)
+		}
+	}
+
+	switch {
+	case len(c.ReplicaRegions) > 0 && c.PrimaryRegion == "":
+		return fmt.Errorf("no PrimaryRegion (fly_primary_region, PRIMARY_REGION), which ReplicaRegions (fly_replica_regions) %q need", c.ReplicaRegions)
+	case len(c.ReplicaConnStrings) > 0 && c.PrimaryRegion == "":
+		return fmt.Errorf("no PrimaryRegion (fly_primary_region, PRIMARY_REGION), which ReplicaConnStrings need")
+	case !slices.Contains(balances, c.Balance):
+		return fmt.Errorf("invalid Balance (fly_balance): %q is unknown: want one of %q", c.Balance, balances)
+	case c.MinReplicaWait < 0:
+		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is negative", c.MinReplicaWait)
+	case c.MaxReplicaWait <= 0:
+		return fmt.Errorf("invalid MaxReplicaWait (fly_max_replica_wait): %v is not positive", c.MaxReplicaWait)
+	case c.MinReplicaWait > c.MaxReplicaWait:
+		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is longer than MaxReplicaWait (fly_max_replica_wait) %v",
+			c.MinReplicaWait, c.MaxReplicaWait)
+	}
+	if wrong := unwritable(c.ConnConfig.ValidateConnect); wrong != "" && len(c.replicaRegions()) > 0 {
+		return fmt.Errorf("target_session_attrs=%s contradicts PrimaryRegion (fly_primary_region, PRIMARY_REGION): the primary is written to", wrong)
+	}
+	if c.SimulateReplica && len(c.replicaRegions()) > 0 {
+		return fmt.Errorf("invalid SimulateReplica (fly_simulate_replica): it is for one server, and Region (fly_region, FLY_REGION) %q has replicas", c.Region)
+	}
+	return nil
+}
+
+// replicaRegions returns the regions to read from, none where one plain pool does.
+func (c *Config) replicaRegions() []string {
+	if c.Region == "" || c.PrimaryRegion == "" || c.Region == c.PrimaryRegion {
+		return nil
+	}
+	regions := c.ReplicaRegions
+	if len(regions) == 0 {
+		regions = []string{c.Region}
+	}
+
+	reachable := make([]string, 0, len(regions))
+	for _, region := range regions {
+		if _, named := c.ReplicaConnStrings[region]; named || c.onFly() {
+			reachable = append(reachable, region)
+		}
+	}
+	if i := slices.Index(reachable, c.Region); i > 0 {
+		reachable = slices.Insert(slices.Delete(reachable, i, i+1), 0, c.Region)
+	}
+	return reachable
+}
+
+// onFly reports whether a host is a name of Fly's private network, which leads to other regions too.
+func (c *Config) onFly() bool {
+	if _, ok := flyApp(c.ConnConfig.Host); ok {
+		return true
+	}
+	return slices.ContainsFunc(c.ConnConfig.Fallbacks, func(f *pgconn.FallbackConfig) bool {
+		_, ok := flyApp(f.Host)
+		return ok
+	})
+}
+
+// ConnConfig parses connString as [ParseConfig] does and returns the configuration of a connection to the replica in
+// region, for a [pgx.Conn] of one's own. A connection string without a Fly name leads where it says.
+func ConnConfig(connString, region string) (*pgx.ConnConfig, error) {
+	c, err := ParseConfig(connString)
+	if err != nil {
+		return nil, err
+	}
+	config, err := c.replicaConfig(region)
+	if err != nil {
+		return nil, pgconn.NewParseConfigError(connString, "wrong setting", err)
+	}
+	return config.ConnConfig, nil
+}
+
+// primaryConfig returns the configuration of the primary's pool, but for what the pool adds to it.
+func (c *Config) primaryConfig() (*pgxpool.Config, error) {
+	config := c.Config.Copy()
+	c.nameApp(config)
+	if dropsTo := config.ConnConfig.ValidateConnect; sessionAttrs(dropsTo) != "" {
+		config.ConnConfig.ValidateConnect = nil
+	}
+	return config, pointAtPrimary(&config.ConnConfig.Config, c.PrimaryRegion)
+}
+
+// replicaConfig returns the configuration of a replica's pool, but for what the pool adds to it.
+func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
+	config := c.Config.Copy()
+	c.nameApp(config)
+	conn := config.ConnConfig
+	if sessionAttrs(conn.ValidateConnect) != "" {
+		conn.ValidateConnect = nil
+	}
+
+	connString, named := c.ReplicaConnStrings[region]
+	if !named {
+		_, err := pointAtReplica(&conn.Config, region)
+		return config, err
+	}
+
+	other, err := pgxpool.ParseConfig(connString)
+	if err != nil {
+		return nil, fmt.Errorf("ReplicaConnStrings[%q]: %w", region, err)
+	}
+	conn.Host, conn.Port, conn.TLSConfig, conn.Fallbacks = other.ConnConfig.Host, other.ConnConfig.Port, other.ConnConfig.TLSConfig, other.ConnConfig.Fallbacks
+	conn.Database, conn.User, conn.Password = other.ConnConfig.Database, other.ConnConfig.User, other.ConnConfig.Password
+	maps.Copy(conn.RuntimeParams, other.ConnConfig.RuntimeParams)
+	return config, nil
+}
+
+func (c *Config) nameApp(config *pgxpool.Config) {
+	params := config.ConnConfig.RuntimeParams
+	if _, named := params["application_name"]; !named && c.AppName != "" {
+		params["application_name"] = c.AppName
+	}
+}
+
+// validators are the ValidateConnect functions that pgx sets for target_session_attrs. They are about the one server of
+// the connection string, and this package checks for itself what each of its servers must be.
+var validators = map[uintptr]string{
+	reflect.ValueOf(pgconn.ValidateConnectTargetSessionAttrsReadWrite).Pointer():     "read-write",
+	reflect.ValueOf(pgconn.ValidateConnectTargetSessionAttrsReadOnly).Pointer():      "read-only",
+	reflect.ValueOf(pgconn.ValidateConnectTargetSessionAttrsPrimary).Pointer():       "primary",
+	reflect.ValueOf(pgconn.ValidateConnectTargetSessionAttrsStandby).Pointer():       "standby",
+	reflect.ValueOf(pgconn.ValidateConnectTargetSessionAttrsPreferStandby).Pointer(): "prefer-standby",
+}
+
+// sessionAttrs returns the target_session_attrs that validate stands for, "" if it is somebody's own function.
+func sessionAttrs(validate pgconn.ValidateConnectFunc) string {
+	if validate == nil {
+		return ""
+	}
+	return validators[reflect.ValueOf(validate).Pointer()]
+}
+
+// unwritable is sessionAttrs for those that no primary satisfies.
+func unwritable(validate pgconn.ValidateConnectFunc) string {
+	if attrs := sessionAttrs(validate); attrs == "read-only" || attrs == "standby" {
+		return attrs
+	}
+	return ""
+}
+
+// NewPool creates a Pool as [pgxpool.New] creates a pool. See [ParseConfig] for connString. Like pgxpool's it returns
+// without having connected to a server: an error is about the connection string.
+func NewPool(ctx context.Context, connString string) (*Pool, error) {
+	config, err := ParseConfig(connString)
+	if err != nil {
+		return nil, err
+	}
+	return NewPoolWithConfig(ctx, config)
+}
+
+// NewPoolWithConfig creates a Pool. config must have been made by [ParseConfig]; it panics otherwise, as
+// [pgxpool.NewWithConfig] does. An error says which field of config is wrong.
+func NewPoolWithConfig(ctx context.Context, config *Config) (*Pool, error) {
+	if !config.createdByParseConfig {
+		panic("config must be created by ParseConfig")
+	}
+	config = config.Copy()
+	if err := config.normalize(); err != nil {
+		return nil, fmt.Errorf("flyregion: %w", err)
+	}
+
+	p := &Pool{config: config}
+	if err := p.open(ctx); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// open makes the pools of the servers.
+func (p *Pool) open(ctx context.Context) (err error) {
+	regions := p.config.replicaRegions()
+	if len(regions) == 0 && !p.config.SimulateReplica {
+		p.primary, err = pgxpool.NewWithConfig(ctx, p.config.Config)
+		return err
+	}
+
+	p.telemetry, err = newTelemetry(p.config.Telemetry, p.measureLag)
+	if err != nil {
+		return err
+	}
+
+	set := &replicas{balance: p.config.Balance}
+	if p.config.SimulateReplica {
+		if p.primary, err = p.openPrimary(ctx, p.config.Config.Copy()); err != nil {
+			return err
+		}
+		p.replicas = set
+		return p.addReplica(ctx, cmp.Or(p.config.Region, "local"), p.config.Config.Copy())
+	}
+
+	primary, err := p.config.primaryConfig()
+	if err != nil {
+		return fmt.Errorf("flyregion: PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
+	}
+	if p.primary, err = p.openPrimary(ctx, primary); err != nil {
+		return err
+	}
+	p.replicas = set
+	for _, region := range regions {
+		config, err := p.config.replicaConfig(region)
+		if err != nil {
+			return fmt.Errorf("flyregion: ReplicaRegions (fly_replica_regions): %w", err)
+		}
+		if err := p.addReplica(ctx, region, config); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,32 @@
+//go:build unix
+
+package flyregion
+
+import (
+	"net"
+	"syscall"
+)
+
+// quiet reports whether an idle connection is open and has nothing to read, as far as this host's kernel knows. It asks
+// nobody and waits for nothing. A server that ends a connection, or a network that resets it, makes it readable.
+func quiet(conn net.Conn) bool {
+	if secured, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = secured.NetConn()
+	}
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return false
+	}
+
+	// Control and not Read, which would wait for a reader in the background.
+	var peekErr error
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, peekErr = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	})
+	return err == nil && (peekErr == syscall.EAGAIN || peekErr == syscall.EWOULDBLOCK)
+}

@@ -1,0 +1,100 @@
+package flyregion
+
+import (
+	"context"
+	"strconv"
+	"sync"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// lag is how far one replica is behind the primary.
+type lag struct {
+	region  string
+	bytes   int64
+	seconds float64
+}
+
+// lagSQL asks a standby how far it has replayed, and how old the last transaction that it replayed is if it has more to
+// replay. On a server that is no standby both are as if it had replayed everything.
+const lagSQL = `select coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), ` +
+	`case when pg_catalog.pg_last_wal_receive_lsn() is distinct from pg_catalog.pg_last_wal_replay_lsn() ` +
+	`then coalesce(extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp()), 0) else 0 end, ` +
+	`pg_catalog.pg_is_in_recovery()`
+
+// measureLag asks the primary and every replica how far they are, all at once. Servers that do not answer are left out.
+func (p *Pool) measureLag(ctx context.Context) []lag {
+	ctx, cancel := context.WithTimeout(ctx, watcherConnectTimeout)
+	defer cancel()
+
+	var (
+		wg      sync.WaitGroup
+		flushed LSN
+		found   = make([]replicaLag, len(p.replicas.list))
+	)
+	wg.Go(func() { flushed = p.flushed(ctx) })
+	for i, r := range p.replicas.list {
+		wg.Go(func() { found[i] = r.measureLag(ctx) })
+	}
+	wg.Wait()
+	if flushed == 0 {
+		return nil
+	}
+
+	var lags []lag
+	for i, l := range found {
+		if !l.ok {
+			continue
+		}
+		behind := int64(0)
+		if l.recovering && flushed > l.replayed {
+			behind = int64(flushed - l.replayed)
+		}
+		lags = append(lags, lag{region: p.replicas.list[i].region, bytes: behind, seconds: l.seconds})
+	}
+	return lags
+}
+
+// flushed asks the primary how far its log is flushed. It returns 0 if the primary does not answer.
+func (p *Pool) flushed(ctx context.Context) LSN {
+	conn, err := p.primary.Acquire(ctx)
+	if err != nil {
+		return 0
+	}
+	defer conn.Release()
+
+	forwarder := primaryConnOf(conn.Conn()).forwarder
+	forwarder.announce(nil)
+	defer forwarder.conclude()
+	row, err := oneRow(ctx, conn.Conn().PgConn(), positionSQL)
+	if err != nil {
+		return 0
+	}
+	flushed, _ := ParseLSN(string(row[0]))
+	return flushed
+}
+
+type replicaLag struct {
+	replayed   LSN
+	seconds    float64
+	recovering bool
+	ok         bool
+}
+
+// measureLag asks the replica on its watcher's connection, so that no read of the app has to wait.
+func (r *replica) measureLag(ctx context.Context) (l replicaLag) {
+	err := r.tracker.use(ctx, func(conn *pgconn.PgConn) error {
+		row, err := oneRow(ctx, conn, lagSQL)
+		if err != nil {
+			return err
+		}
+		if l.replayed, err = ParseLSN(string(row[0])); err != nil {
+			return err
+		}
+		l.recovering = string(row[2]) == "t"
+		l.seconds, err = strconv.ParseFloat(string(row[1]), 64)
+		return err
+	})
+	l.ok = err == nil
+	return l
+}

@@ -1,0 +1,410 @@
+package flyregion
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/puddle/v2"
+)
+
+// LSN is a position in PostgreSQL's write-ahead log, in bytes since its beginning. The zero LSN is not a valid position
+// and stands for "none". See https://www.postgresql.org/docs/current/datatype-pg-lsn.html.
+type LSN uint64
+
+// ParseLSN reads the text form that PostgreSQL prints: two hexadecimal numbers of at most eight digits with a slash
+// between them, such as 16/B374D848. The error names the text that is not of that form.
+func ParseLSN(s string) (LSN, error) {
+	hi, lo, ok := strings.Cut(s, "/")
+	if !ok || !isLSNPart(hi) || !isLSNPart(lo) {
+		return 0, fmt.Errorf("flyregion: %q is not an LSN: want two hexadecimal numbers such as 16/B374D848", s)
+	}
+
+	// isLSNPart has left nothing for ParseUint to refuse.
+	h, _ := strconv.ParseUint(hi, 16, 32)
+	l, _ := strconv.ParseUint(lo, 16, 32)
+	return LSN(h<<32 | l), nil
+}
+
+func isLSNPart(s string) bool {
+	if len(s) < 1 || len(s) > 8 {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'f', 'A' <= c && c <= 'F':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// String returns the text form that PostgreSQL uses, such as 16/B374D848.
+func (l LSN) String() string {
+	return fmt.Sprintf("%X/%X", uint32(l>>32), uint32(l))
+}
+
+// observation is what a replica's watcher saw.
+type observation struct {
+	report
+	// asked is when the question was sent. A connection that was opened later may lead to a server that crashed in
+	// between and came back older: the observation says nothing about it.
+	asked uint64
+}
+
+var (
+	errNotReplayed = errors.New("flyregion: not replayed in time")
+	// errClosedPool is what a closed pool returns, this package's and pgxpool's alike.
+	errClosedPool = puddle.ErrClosedPool
+)
+
+const (
+	// eagerPolls follow one another without a pause: an idle cluster replays a commit within a few of them.
+	eagerPolls = 8
+	// minPollPause and maxPollPause bound the pauses of a watcher whose replica is further behind.
+	minPollPause = 500 * time.Microsecond
+	maxPollPause = 5 * time.Millisecond
+	// waitForVersion is the first version of PostgreSQL with WAIT FOR LSN, which is told of replay and does not poll for
+	// it. It is not a function for a reason that holds for any loop in a function too: that would hold a snapshot,
+	// which can hold up the replay that it waits for. See https://www.postgresql.org/docs/19/sql-wait.html.
+	waitForVersion = 190000
+	// serverWait bounds one WAIT FOR LSN, so that somebody who comes later with a lower position does not wait much
+	// longer than for his own.
+	serverWait = 10 * time.Millisecond
+	// missedTime is how long a wait in vain spares others theirs, unless the replica catches up before.
+	missedTime = time.Second
+	// watcherIdleTime is how long a watcher's connection is kept after the last wait.
+	watcherIdleTime = 30 * time.Second
+	// watcherConnectTimeout bounds how long a watcher tries to connect.
+	watcherConnectTimeout = 5 * time.Second
+)
+
+// tracker knows how far one replica has replayed, and wakes those who wait for a position. However many wait, one
+// watcher asks, on a connection of its own; while nobody waits nothing runs.
+type tracker struct {
+	conns  *puddle.Pool[*pgconn.PgConn] // of size one: the watcher's
+	ctx    context.Context              // ends when the tracker stops
+	stop   context.CancelFunc
+	latest atomic.Pointer[observation]
+	// missed is a position that somebody waited for in vain, until it is seen to be replayed; else 0. While the replica
+	// is that far behind nobody else need wait for it.
+	missed   atomic.Uint64
+	missedAt atomic.Int64 // when, in nanoseconds since 1970
+	looked   atomic.Int64 // when lagging last had somebody look, likewise
+
+	mu       sync.Mutex
+	waiters  waiterHeap
+	watching bool
+	stopped  bool
+	idle     *time.Timer
+	done     sync.WaitGroup
+}
+
+// newTracker returns a tracker whose watcher connects with connect. It does no I/O.
+func newTracker(connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
+	t := &tracker{}
+	t.ctx, t.stop = context.WithCancel(context.Background())
+	// puddle refuses nothing but a size below one.
+	t.conns, _ = puddle.NewPool(&puddle.Config[*pgconn.PgConn]{
+		MaxSize: 1,
+		Constructor: func(ctx context.Context) (*pgconn.PgConn, error) {
+			ctx, cancel := context.WithTimeout(ctx, watcherConnectTimeout)
+			defer cancel()
+			return connect(ctx)
+		},
+		Destructor: closeConn,
+	})
+	return t
+}
+
+// closeConn ends a connection without making anybody wait long for its server.
+func closeConn(conn *pgconn.PgConn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
+// waiter is one wait for a position.
+type waiter struct {
+	need  LSN
+	after uint64     // only what was asked later counts
+	woken chan error // of capacity one
+	index int        // in the heap, -1 when it has left
+}
+
+// wait returns once the replica has replayed need, as told by an observation that was asked after a given time. It
+// returns errNotReplayed when limit has passed, the error of ctx when that ends, errClosedPool when the pool closes,
+// and the watcher's error when the replica cannot be asked.
+func (t *tracker) wait(ctx context.Context, need LSN, after uint64, limit time.Duration) error {
+	if o := t.latest.Load(); o != nil && o.asked > after && o.shows(need) {
+		return nil
+	}
+
+	w := &waiter{need: need, after: after, woken: make(chan error, 1)}
+	if err := t.enter(w); err != nil {
+		return err
+	}
+
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case err := <-w.woken:
+		return err
+	case <-timer.C:
+		t.leave(w)
+		t.missedAt.Store(time.Now().UnixNano())
+		t.missed.Store(uint64(need))
+		return errNotReplayed
+	case <-ctx.Done():
+		t.leave(w)
+		return ctx.Err()
+	}
+}
+
+// replayed returns the position that the replica was at when its watcher asked last, 0 if it never did.
+func (t *tracker) replayed() LSN {
+	if o := t.latest.Load(); o != nil {
+		return o.report.replayed
+	}
+	return 0
+}
+
+// shows reports whether a server that said o shows all that is before need in the log that it replays.
+func (o *observation) shows(need LSN) bool { return o.replayed >= need || !o.recovering }
+
+func (t *tracker) enter(w *waiter) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	if t.stopped {
+		return errClosedPool
+	}
+	heap.Push(&t.waiters, w)
+	if !t.watching {
+		t.watching = true
+		if t.idle != nil {
+			t.idle.Stop()
+		}
+		t.done.Go(t.watch)
+	}
+	return nil
+}
+
+// background runs f as long as the tracker does.
+func (t *tracker) background(f func(context.Context)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	if !t.stopped {
+		t.done.Go(func() { f(t.ctx) })
+	}
+}
+
+func (t *tracker) leave(w *waiter) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	if w.index >= 0 {
+		heap.Remove(&t.waiters, w.index)
+	}
+}
+
+// watch asks the replica as long as somebody waits.
+func (t *tracker) watch() {
+	pause := time.Duration(0)
+	for polls := 1; ; polls++ {
+		need, anybody := t.lowest()
+		if !anybody {
+			return
+		}
+		began := t.latest.Load()
+		o, err := t.observe(t.ctx, need)
+		if err != nil {
+			t.wakeAll(err)
+			continue
+		}
+		woken := t.wake(o)
+
+		switch {
+		case began != nil && began.version >= waitForVersion, polls < eagerPolls:
+			continue
+		case woken || pause == 0:
+			pause = minPollPause
+		default:
+			pause = min(pause*2, maxPollPause)
+		}
+		select {
+		case <-time.After(pause):
+		case <-t.ctx.Done():
+		}
+	}
+}
+
+// lowest returns the lowest position that somebody waits for. If nobody waits the watcher counts as stopped.
+func (t *tracker) lowest() (need LSN, anybody bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	if len(t.waiters) > 0 && !t.stopped {
+		return t.waiters[0].need, true
+	}
+	t.watching = false
+	t.rest()
+	return 0, false
+}
+
+// disconnect closes the watcher's connection if it is not in use.
+func (t *tracker) disconnect() {
+	for _, res := range t.conns.AcquireAllIdle() {
+		res.Destroy()
+	}
+}
+
+// observe asks the replica once and remembers the answer. If the replica can, it answers when it has replayed need or
+// when serverWait has passed; a zero need is answered at once.
+func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err error) {
+	sql := reportSQL
+	if last := t.latest.Load(); need > 0 && last != nil && last.recovering && last.version >= waitForVersion {
+		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw); %s", need, serverWait.Milliseconds(), reportSQL)
+	}
+	err = t.use(ctx, func(conn *pgconn.PgConn) error {
+		o = &observation{asked: clock.Add(1)}
+		o.report, err = askReport(ctx, conn, sql)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.latest.Store(o)
+	if missed := t.missed.Load(); missed > 0 && o.shows(LSN(missed)) {
+		t.missed.CompareAndSwap(missed, 0)
+	}
+	return o, nil
+}
+
+// lagging reports whether the replica is known to be further behind than a wait can make up for. It has somebody look in
+// the background whether it still is, so that reads come home.
+func (t *tracker) lagging() bool {
+	if t.missed.Load() == 0 {
+		return false
+	}
+	now := time.Now().UnixNano()
+	if now-t.missedAt.Load() > int64(missedTime) {
+		// A failover may have lost the position, and then it says nothing about the replica.
+		t.missed.Store(0)
+		return false
+	}
+	if last := t.looked.Load(); now-last > int64(maxPollPause) && t.looked.CompareAndSwap(last, now) {
+		t.background(func(ctx context.Context) { _, _ = t.observe(ctx, 0) })
+	}
+	return true
+}
+
+// use calls f with the watcher's connection, which is made if there is none and closed if f fails.
+func (t *tracker) use(ctx context.Context, f func(*pgconn.PgConn) error) error {
+	res, err := t.conns.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	if err := f(res.Value()); err != nil {
+		res.Destroy()
+		return err
+	}
+	res.Release()
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.rest()
+	return nil
+}
+
+// rest lets the watcher's connection be closed in a while, unless somebody waits. mu must be held.
+func (t *tracker) rest() {
+	switch {
+	case t.watching || t.stopped:
+	case t.idle == nil:
+		t.idle = time.AfterFunc(watcherIdleTime, t.disconnect)
+	default:
+		t.idle.Reset(watcherIdleTime)
+	}
+}
+
+// wake tells those whose position o shows, and reports whether there were any.
+func (t *tracker) wake(o *observation) (any bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	// The heap is ordered by position, and who came after the question was sent waits for the next one.
+	var early []*waiter
+	for len(t.waiters) > 0 && o.shows(t.waiters[0].need) {
+		w := heap.Pop(&t.waiters).(*waiter)
+		if o.asked <= w.after {
+			early = append(early, w)
+			continue
+		}
+		w.woken <- nil
+		any = true
+	}
+	for _, w := range early {
+		heap.Push(&t.waiters, w)
+	}
+	return any
+}
+
+func (t *tracker) wakeAll(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	for len(t.waiters) > 0 {
+		heap.Pop(&t.waiters).(*waiter).woken <- err
+	}
+}
+
+// close ends every wait and closes the watcher's connection. When it returns nothing of the tracker runs.
+func (t *tracker) close() {
+	t.mu.Lock()
+	t.stopped = true
+	if t.idle != nil {
+		t.idle.Stop()
+	}
+	t.mu.Unlock()
+
+	t.stop()
+	t.wakeAll(errClosedPool)
+	t.done.Wait()
+	t.conns.Close()
+}
+
+// waiterHeap is a container/heap of waiters, lowest position first.
+type waiterHeap []*waiter
+
+func (h waiterHeap) Len() int           { return len(h) }
+func (h waiterHeap) Less(i, j int) bool { return h[i].need < h[j].need }
+
+func (h waiterHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *waiterHeap) Push(x any) {
+	w := x.(*waiter)
+	w.index = len(*h)
+	*h = append(*h, w)
+}
+
+func (h *waiterHeap) Pop() any {
+	old := *h
+	w := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	w.index = -1
+	return w
+}

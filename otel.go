@@ -1,0 +1,240 @@
+package flyregion
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// scope is the name that this package's spans and metrics are recorded under.
+const scope = "github.com/flyregion/flyregion"
+
+// Names of the spans and instruments. Attributes of our own begin with "flyregion."; the others are OpenTelemetry's
+// semantic conventions for databases (https://opentelemetry.io/docs/specs/semconv/database/).
+const (
+	spanReplicaWait = "flyregion.replica_wait"
+	spanForward     = "flyregion.forward"
+
+	metricWait       = "flyregion.replica_wait.duration"
+	metricStatements = "flyregion.statements"
+	metricLagBytes   = "flyregion.replica.lag.bytes"
+	metricLagSeconds = "flyregion.replica.lag.seconds"
+
+	attrRegion    = attribute.Key("flyregion.region")
+	attrTarget    = attribute.Key("flyregion.target")
+	attrReason    = attribute.Key("flyregion.reason")
+	attrOperation = attribute.Key("flyregion.operation")
+	attrRequired  = attribute.Key("flyregion.lsn.required")
+	attrFound     = attribute.Key("flyregion.lsn.found")
+	attrLag       = attribute.Key("flyregion.lag.bytes")
+	attrOutcome   = attribute.Key("flyregion.outcome")
+)
+
+// Telemetry says where spans and metrics go. A nil provider means OpenTelemetry's global one, also when that is set
+// after the pool was made. While there is none nothing is recorded, allocated or asked.
+type Telemetry struct {
+	TracerProvider trace.TracerProvider
+	MeterProvider  metric.MeterProvider
+}
+
+// The providers that the otel package hands out before any is set, which record nothing.
+var (
+	unsetTracerProvider = otel.GetTracerProvider()
+	unsetMeterProvider  = otel.GetMeterProvider()
+)
+
+// telemetry records what a pool does.
+type telemetry struct {
+	config       Telemetry
+	tracer       atomic.Pointer[boundTracer]
+	wait         metric.Float64Histogram
+	statements   metric.Int64Counter
+	registration metric.Registration
+	// counted holds the attributes of each count, which would be allocated anew every time otherwise.
+	counted sync.Map // of countKey to metric.MeasurementOption
+}
+
+type boundTracer struct {
+	provider trace.TracerProvider
+	tracer   trace.Tracer
+}
+
+type countKey struct {
+	target target
+	reason reason
+}
+
+// newTelemetry makes the instruments. measure is called when the lag gauges are read, and only then.
+func newTelemetry(config Telemetry, measure func(context.Context) []lag) (*telemetry, error) {
+	t := &telemetry{config: config}
+	provider := config.MeterProvider
+	if provider == nil {
+		provider = otel.GetMeterProvider()
+	}
+	meter := provider.Meter(scope)
+
+	var err error
+	t.wait, err = meter.Float64Histogram(metricWait, metric.WithUnit("s"),
+		metric.WithDescription("Time that reads waited for a replica to replay their session's writes."),
+		metric.WithExplicitBucketBoundaries(.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1))
+	if err != nil {
+		return nil, err
+	}
+	t.statements, err = meter.Int64Counter(metricStatements, metric.WithUnit("{statement}"),
+		metric.WithDescription("Statements, batches and transactions by the server that they were sent to and why."))
+	if err != nil {
+		return nil, err
+	}
+	lagBytes, err := meter.Int64ObservableGauge(metricLagBytes, metric.WithUnit("By"),
+		metric.WithDescription("Write-ahead log that the primary has flushed and the replica has not replayed."))
+	if err != nil {
+		return nil, err
+	}
+	lagSeconds, err := meter.Float64ObservableGauge(metricLagSeconds, metric.WithUnit("s"),
+		metric.WithDescription("Age of the last transaction that the replica has replayed, 0 if it has replayed all."))
+	if err != nil {
+		return nil, err
+	}
+	t.registration, err = meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
+		for _, l := range measure(ctx) {
+			region := metric.WithAttributes(attrRegion.String(l.region))
+			o.ObserveInt64(lagBytes, l.bytes, region)
+			o.ObserveFloat64(lagSeconds, l.seconds, region)
+		}
+		return nil
+	}, lagBytes, lagSeconds)
+	return t, err
+}
+
+// close ends the lag gauges.
+func (t *telemetry) close() {
+	// Unregister has no error to return but for a provider of somebody's own, and nobody could act on it.
+	_ = t.registration.Unregister()
+}
+
+// tracing returns the tracer to record with, nil if no provider is set.
+func (t *telemetry) tracing() trace.Tracer {
+	provider := t.config.TracerProvider
+	if provider == nil {
+		if provider = otel.GetTracerProvider(); provider == unsetTracerProvider {
+			return nil
+		}
+	}
+	b := t.tracer.Load()
+	if b == nil || b.provider != provider {
+		b = &boundTracer{provider: provider, tracer: provider.Tracer(scope)}
+		t.tracer.Store(b)
+	}
+	return b.tracer
+}
+
+func (t *telemetry) metering() bool {
+	return t.config.MeterProvider != nil || otel.GetMeterProvider() != unsetMeterProvider
+}
+
+// sent counts a statement.
+func (t *telemetry) sent(ctx context.Context, to target, why reason) {
+	if !t.metering() {
+		return
+	}
+	key := countKey{to, why}
+	option, ok := t.counted.Load(key)
+	if !ok {
+		set := attribute.NewSet(attrTarget.String(to.String()), attrReason.String(string(why)))
+		option, _ = t.counted.LoadOrStore(key, metric.WithAttributeSet(set))
+	}
+	t.statements.Add(ctx, 1, option.(metric.MeasurementOption))
+}
+
+// span is a span, or nothing where none is recorded.
+type span struct{ recorded trace.Span }
+
+// recording reports whether there is a span to end.
+func (s span) recording() bool { return s.recorded != nil }
+
+// end ends the span with what became of it.
+func (s span) end(err error) {
+	if s.recorded == nil {
+		return
+	}
+	if err != nil {
+		s.recorded.RecordError(err)
+		s.recorded.SetStatus(codes.Error, err.Error())
+	}
+	s.recorded.End()
+}
+
+// forward begins the span of a statement that the primary runs. The spans of the app's own tracer become its children
+// through the context.
+func (t *telemetry) forward(ctx context.Context, operation string, why reason) (context.Context, span) {
+	t.sent(ctx, targetPrimary, why)
+	tracer := t.tracing()
+	if tracer == nil {
+		return ctx, span{}
+	}
+	ctx, s := tracer.Start(ctx, spanForward, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
+		attribute.String("db.system.name", "postgresql"),
+		attrOperation.String(operation), attrReason.String(string(why)), attrTarget.String(targetPrimary.String())))
+	return ctx, span{s}
+}
+
+// wait is a read that waits for its session's writes.
+type replicaWait struct {
+	telemetry *telemetry
+	began     time.Time
+	span      trace.Span
+	region    string
+	required  LSN
+}
+
+// startWait begins the span of a wait.
+func (t *telemetry) startWait(ctx context.Context, region string, required LSN) replicaWait {
+	w := replicaWait{telemetry: t, region: region, required: required}
+	metering := t.metering()
+	tracer := t.tracing()
+	if metering || tracer != nil {
+		w.began = time.Now()
+	}
+	if tracer != nil {
+		_, w.span = tracer.Start(ctx, spanReplicaWait, trace.WithTimestamp(w.began))
+	}
+	return w
+}
+
+// outcome is how a wait ended.
+type waitOutcome string
+
+const (
+	waitReplayed waitOutcome = "replayed"
+	waitFellBack waitOutcome = "fell_back"
+	waitRefused  waitOutcome = "refused" // the caller wanted the replica and nothing else
+	waitCanceled waitOutcome = "context_ended"
+)
+
+// end records how the wait ended, and the position that the replica was found at.
+func (w replicaWait) end(ctx context.Context, found LSN, how waitOutcome) {
+	if w.began.IsZero() {
+		return
+	}
+	if w.telemetry.metering() {
+		w.telemetry.wait.Record(ctx, time.Since(w.began).Seconds(),
+			metric.WithAttributes(attrRegion.String(w.region), attrOutcome.String(string(how))))
+	}
+	if w.span == nil {
+		return
+	}
+	behind := int64(0)
+	if w.required > found {
+		behind = int64(w.required - found)
+	}
+	w.span.SetAttributes(attrRegion.String(w.region), attrRequired.String(w.required.String()),
+		attrFound.String(found.String()), attrLag.Int64(behind), attrOutcome.String(string(how)))
+	w.span.End()
+}

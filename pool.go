@@ -1,0 +1,303 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Pool is a pool of connections to a primary and to the replicas that reads go to. It has the methods of
+// [pgxpool.Pool], which do what they do there and in addition choose the server. Where there is nothing to choose, as no
+// region is set or it is the primary's, a Pool is one pgxpool and adds nothing to it.
+//
+// Any read that starts after a write returned sees that write, whichever way the write was made: by a method of the pool,
+// on a connection from [Pool.Acquire], or through [Pool.Primary].
+//
+// A Pool is safe for concurrent use and must be created with [NewPool] or [NewPoolWithConfig].
+type Pool struct {
+	config   *Config
+	primary  *pgxpool.Pool
+	replicas *replicas // nil where one plain pool does
+
+	session   Session // what this process has written
+	telemetry *telemetry
+	refused   refusals
+
+	origin    atomic.Int64 // serverID of the primary that was connected to last
+	roundTrip atomic.Int64 // to the primary, smoothed, in nanoseconds
+}
+
+// Primary returns the pool of the writable server, for libraries that write, listen or migrate. What they write counts
+// for the session of the context that they use, as anything written through the Pool does.
+func (p *Pool) Primary() *pgxpool.Pool { return p.primary }
+
+// Replica returns the pool of the replica that reads go to first, the primary's if there is none. Statements on it wait
+// for no write.
+func (p *Pool) Replica() *pgxpool.Pool {
+	if p.replicas == nil {
+		return p.primary
+	}
+	return p.replicas.list[0].pool
+}
+
+// ReplicaIn returns the pool of a region's replica, the primary's if the Pool does not read from that region. Statements
+// on it wait for no write.
+func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
+	if p.replicas == nil {
+		return p.primary
+	}
+	if r := p.replicas.in(region); r != nil {
+		return r.pool
+	}
+	return p.primary
+}
+
+// Exec runs a statement as [pgxpool.Pool.Exec] does, on the replica if it reads and on the primary if not. A read that
+// the replica cannot run is run on the primary; every other error is returned as pgx gave it.
+func (p *Pool) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	if p.replicas == nil {
+		return p.primary.Exec(ctx, sql, args...)
+	}
+	r := p.route(ctx, sql, args)
+	if r.to == targetPrimary {
+		return p.forwardExec(ctx, r.why, sql, args)
+	}
+
+	rep, conn, err := p.acquireReplica(ctx, &r)
+	if conn == nil {
+		if err != nil {
+			return pgconn.CommandTag{}, err
+		}
+		return p.forwardExec(ctx, r.why, sql, args)
+	}
+	tag, err := conn.Exec(ctx, sql, args...)
+	if err != nil {
+		if why := p.rerun(ctx, &r, conn.Conn(), sql, err); why != "" {
+			rep.release(conn)
+			return p.forwardExec(ctx, why, sql, args)
+		}
+	}
+	rep.release(conn)
+	return tag, err
+}
+
+// Query runs a statement as [pgxpool.Pool.Query] does, on the replica if it reads and on the primary if not. A read that
+// the replica cannot run is run on the primary, as long as no row was delivered; every other error is returned as pgx
+// gave it.
+func (p *Pool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if p.replicas == nil {
+		return p.primary.Query(ctx, sql, args...)
+	}
+	r := p.route(ctx, sql, args)
+	if r.to == targetPrimary {
+		return p.forwardQuery(ctx, r.why, sql, args)
+	}
+
+	rep, conn, err := p.acquireReplica(ctx, &r)
+	if conn == nil {
+		if err != nil {
+			return &failedRows{err: err}, err
+		}
+		return p.forwardQuery(ctx, r.why, sql, args)
+	}
+	rows := &replicaRows{pool: p, replica: rep, conn: conn, route: r, ctx: ctx, sql: sql, args: args}
+	if err := rows.start(); err != nil {
+		return rows, err
+	}
+	return rows, nil
+}
+
+// QueryRow runs a statement as [pgxpool.Pool.QueryRow] does, on the replica if it reads and on the primary if not. A
+// read that the replica cannot run is run on the primary. Every other error is returned by Scan as pgx gave it.
+func (p *Pool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if p.replicas == nil {
+		return p.primary.QueryRow(ctx, sql, args...)
+	}
+	rows, _ := p.Query(ctx, sql, args...)
+	return &row{rows}
+}
+
+// SendBatch sends a batch as [pgxpool.Pool.SendBatch] does, to the replica if every statement in it reads and to the
+// primary if not.
+func (p *Pool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	if p.replicas == nil {
+		return p.primary.SendBatch(ctx, b)
+	}
+	r := p.routeBatch(ctx, b)
+	if r.to == targetPrimary {
+		return p.forwardBatch(ctx, r.why, b)
+	}
+
+	rep, conn, err := p.acquireReplica(ctx, &r)
+	if conn == nil {
+		if err != nil {
+			return pgx.FailedBatchResults(b, err)
+		}
+		return p.forwardBatch(ctx, r.why, b)
+	}
+	return newReplicaBatch(ctx, p, r, rep, conn, b)
+}
+
+// Begin starts a transaction on the primary as [pgxpool.Pool.Begin] does.
+func (p *Pool) Begin(ctx context.Context) (pgx.Tx, error) {
+	return p.BeginTx(ctx, pgx.TxOptions{})
+}
+
+// BeginTx starts a transaction as [pgxpool.Pool.BeginTx] does: on the replica if it is read-only and not serializable,
+// which a standby cannot be, and on the primary if not. Within a transaction nothing is run twice.
+func (p *Pool) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error) {
+	if p.replicas == nil {
+		return p.primary.BeginTx(ctx, options)
+	}
+	r := route{intent: intentOf(ctx), to: targetPrimary, why: becauseTransaction}
+	switch {
+	case r.target != targetAny:
+		r.to, r.why = r.target, becauseAsked
+	case options.AccessMode == pgx.ReadOnly && options.IsoLevel != pgx.Serializable && options.BeginQuery == "":
+		r.to, r.why = targetReplica, becauseRead
+	}
+	if r.to == targetPrimary {
+		return p.forwardBegin(ctx, r.why, options)
+	}
+
+	rep, conn, err := p.acquireReplica(ctx, &r)
+	if conn == nil {
+		if err != nil {
+			return nil, err
+		}
+		return p.forwardBegin(ctx, r.why, options)
+	}
+	tx, err := conn.BeginTx(ctx, options)
+	if err != nil {
+		why := p.rerun(ctx, &r, conn.Conn(), "", err)
+		rep.release(conn)
+		if why != "" {
+			return p.forwardBegin(ctx, why, options)
+		}
+		return nil, err
+	}
+	return &replicaTx{Tx: tx, replica: rep, conn: conn}, nil
+}
+
+// CopyFrom copies rows to the primary as [pgxpool.Pool.CopyFrom] does.
+func (p *Pool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNames []string, rowSrc pgx.CopyFromSource) (int64, error) {
+	if p.replicas == nil {
+		return p.primary.CopyFrom(ctx, tableName, columnNames, rowSrc)
+	}
+	return p.forwardCopy(ctx, tableName, columnNames, rowSrc)
+}
+
+// Acquire returns a connection to the primary as [pgxpool.Pool.Acquire] does, or one to the replica where the context
+// comes from [WithReplica].
+func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	if p.replicas == nil {
+		return p.primary.Acquire(ctx)
+	}
+	r := route{intent: intentOf(ctx), to: targetReplica, why: becauseAsked}
+	if r.target != targetReplica {
+		return p.primary.Acquire(ctx)
+	}
+	rep, conn, err := p.acquireReplica(ctx, &r)
+	if err != nil {
+		return nil, err
+	}
+	// The caller releases it without telling.
+	rep.used.Add(-1)
+	return conn, nil
+}
+
+// AcquireFunc acquires a connection as [Pool.Acquire] does, calls f with it and releases it. The error is that of the
+// acquisition or of f.
+func (p *Pool) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error) error {
+	conn, err := p.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+
+	return f(conn)
+}
+
+// AcquireAllIdle returns all idle connections of the server that [Pool.Acquire] takes connections from.
+func (p *Pool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
+	if p.replicas == nil || intentOf(ctx).target != targetReplica {
+		return p.primary.AcquireAllIdle(ctx)
+	}
+	return p.Replica().AcquireAllIdle(ctx)
+}
+
+// Ping asks the server that [Pool.Acquire] takes connections from for a sign of life.
+func (p *Pool) Ping(ctx context.Context) error {
+	conn, err := p.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+
+	return conn.Ping(ctx)
+}
+
+// Reset closes the connections of all servers but leaves the pool open, as [pgxpool.Pool.Reset] does.
+func (p *Pool) Reset() {
+	p.primary.Reset()
+	if p.replicas == nil {
+		return
+	}
+	for _, r := range p.replicas.list {
+		r.pool.Reset()
+	}
+}
+
+// Config returns a copy of the config that the pool was made from.
+func (p *Pool) Config() *Config { return p.config.Copy() }
+
+// Close closes the connections of all servers and rejects what comes later, as [pgxpool.Pool.Close] does. It returns when
+// every connection is back and closed and nothing of the pool runs any more.
+func (p *Pool) Close() {
+	if p.replicas != nil {
+		for _, r := range p.replicas.list {
+			r.close()
+		}
+	}
+	if p.primary != nil {
+		p.primary.Close()
+	}
+	if p.telemetry != nil {
+		p.telemetry.close()
+	}
+}
+
+// WaitReplayed returns once the replica that reads go to shows all that was written in the context's session, or in the
+// whole process if it has none. It waits until then or until ctx ends. Where there is no replica it returns at once.
+func (p *Pool) WaitReplayed(ctx context.Context) error {
+	if p.replicas == nil {
+		return ctx.Err()
+	}
+	session := intentOf(ctx).session
+	if session == nil {
+		session = &p.session
+	}
+	state := session.load()
+	if p.unsure(state) {
+		var err error
+		if state, err = p.learn(ctx, session); err != nil {
+			return err
+		}
+	}
+	if state.position == 0 {
+		return ctx.Err()
+	}
+
+	// What the watcher saw before now may have been said by a replica that crashed since, and came back older.
+	after := clock.Add(1)
+	for {
+		err := p.replicas.list[0].tracker.wait(ctx, state.position, after, p.config.MaxReplicaWait)
+		if !errors.Is(err, errNotReplayed) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,316 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Balance says which of several replicas a read goes to. Replicas that cannot be reached are passed over.
+type Balance string
+
+const (
+	// BalanceLocal reads from the first of [Config.ReplicaRegions], or from this process's own region if it is among
+	// them. It is the default.
+	BalanceLocal Balance = "local"
+	// BalanceRandom reads from any replica, each as likely as the others.
+	BalanceRandom Balance = "random"
+	// BalanceRoundRobin reads from one replica after the other.
+	BalanceRoundRobin Balance = "round_robin"
+)
+
+var balances = []Balance{BalanceLocal, BalanceRandom, BalanceRoundRobin}
+
+// ErrReplicaLag is what errors of a read are that was told with [WithReplica] to run on a replica, and whose session's
+// writes were not replayed there in time. errors.As with a [*ReplicaLagError] gives the positions.
+var ErrReplicaLag = errors.New("replica has not replayed the session's writes")
+
+// ReplicaLagError says how far a replica was behind what a read had to see. errors.Is(err, ErrReplicaLag) is true.
+type ReplicaLagError struct {
+	Region   string
+	Required LSN // what the session wrote
+	Replayed LSN // what the replica had replayed when it was last asked, 0 if it never was
+}
+
+func (e *ReplicaLagError) Error() string {
+	return fmt.Sprintf("flyregion: replica in %s has replayed %s, the session wrote %s", e.Region, e.Replayed, e.Required)
+}
+
+// Is reports whether target is ErrReplicaLag.
+func (e *ReplicaLagError) Is(target error) bool { return target == ErrReplicaLag }
+
+// replicaConn is what is known of one connection to a replica. Only the connection's user touches it.
+type replicaConn struct {
+	report
+	opened uint64 // when report had been received
+}
+
+func replicaConnOf(conn *pgx.Conn) *replicaConn {
+	c, _ := conn.PgConn().CustomData()[customDataKey].(*replicaConn)
+	return c
+}
+
+// replica is one region's replica.
+type replica struct {
+	region  string
+	pool    *pgxpool.Pool
+	tracker *tracker
+	// limit bounds, in time, how long a read may be held up by connecting to the replica.
+	limit    time.Duration
+	maxConns int32
+
+	open, used atomic.Int32 // connections of the pool
+	answered   atomic.Int64 // when a connection was last had, in nanoseconds since 1970
+
+	health health
+}
+
+// health remembers that a replica could not be reached, so that reads do not wait for it one after the other.
+type health struct {
+	retryAt atomic.Int64 // in nanoseconds since 1970; 0 while the replica can be reached
+	mu      sync.Mutex
+	pause   time.Duration
+}
+
+const (
+	minProbePause = 100 * time.Millisecond
+	maxProbePause = 3 * time.Second
+)
+
+// fail notes that the replica could not be reached.
+func (h *health) fail() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.pause = min(max(h.pause*2, minProbePause), maxProbePause)
+	h.retryAt.Store(time.Now().Add(h.pause).UnixNano())
+}
+
+// recover notes that it could.
+func (h *health) recover() {
+	if h.retryAt.Load() == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.pause = 0
+	h.retryAt.Store(0)
+}
+
+// claimProbe reports whether it is time to try again, to one caller.
+func (h *health) claimProbe() bool {
+	at := h.retryAt.Load()
+	now := time.Now()
+	return at != 0 && now.UnixNano() >= at && h.retryAt.CompareAndSwap(at, now.Add(maxProbePause).UnixNano())
+}
+
+// up reports whether the replica is thought to be reachable. If not, and if it is time, it lets somebody find out in the
+// background; no read waits for that.
+func (r *replica) up() bool {
+	if r.health.retryAt.Load() == 0 {
+		return true
+	}
+	if r.health.claimProbe() {
+		r.tracker.background(r.probe)
+	}
+	return false
+}
+
+// probe asks the replica whether it is back.
+func (r *replica) probe(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, watcherConnectTimeout)
+	defer cancel()
+
+	if _, err := r.tracker.observe(ctx, 0); err != nil {
+		r.health.fail()
+		return
+	}
+	r.health.recover()
+}
+
+// acquire returns a connection. A replica that does not answer within limit counts as unreachable, but a pool whose
+// connections are all in use is waited for as pgxpool waits.
+func (r *replica) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	now := time.Now()
+	prompt := r.open.Load() > r.used.Load() && now.UnixNano()-r.answered.Load() < int64(time.Second)
+	full := r.used.Load() >= r.maxConns
+	limited := ctx
+	if !prompt && !full {
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeout(ctx, r.limit)
+		defer cancel()
+	}
+
+	conn, err := r.pool.Acquire(limited)
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, errClosedPool) {
+			r.health.fail()
+		}
+		return nil, err
+	}
+	r.answered.Store(now.UnixNano())
+	r.used.Add(1)
+	return conn, nil
+}
+
+// release gives a connection back.
+func (r *replica) release(conn *pgxpool.Conn) {
+	r.used.Add(-1)
+	conn.Release()
+}
+
+// shows reports whether a read on conn sees everything that state covers.
+func (r *replica) shows(conn *pgx.Conn, state sessionState) bool {
+	if state.position == 0 {
+		return true
+	}
+	c := replicaConnOf(conn)
+	if c == nil {
+		return false
+	}
+	if c.replayed >= state.position {
+		return true
+	}
+	if !c.recovering {
+		// A server that is no standby is fresh if it is the primary that was written to. If it is another, somebody
+		// promoted it, and nothing is sure beyond what it had replayed until then.
+		return c.server == state.origin
+	}
+	o := r.tracker.latest.Load()
+	if o == nil || o.server != c.server || o.asked <= c.opened {
+		return false
+	}
+	return o.replayed >= state.position || !o.recovering && o.server == state.origin
+}
+
+// ask brings what is known of conn up to date.
+func (r *replica) ask(ctx context.Context, conn *pgx.Conn) error {
+	c := replicaConnOf(conn)
+	if c == nil {
+		return errNotReplayed
+	}
+	report, err := askReport(ctx, conn.PgConn(), reportSQL)
+	if err != nil {
+		return err
+	}
+	c.report = report
+	return nil
+}
+
+// welcome is the ValidateConnect of a replica's connections. Any server will do: one that is no standby is fresh, or is
+// found out by shows.
+func (r *replica) welcome(ctx context.Context, conn *pgconn.PgConn) error {
+	report, err := askReport(ctx, conn, reportSQL)
+	if err != nil {
+		return err
+	}
+	conn.CustomData()[customDataKey] = &replicaConn{report: report, opened: clock.Add(1)}
+	return nil
+}
+
+// close closes the replica's connections and ends what runs for it.
+func (r *replica) close() {
+	r.tracker.close()
+	r.pool.Close()
+}
+
+// replicas is the set that reads are spread over.
+type replicas struct {
+	list    []*replica // never empty; the preferred one first
+	balance Balance
+	turn    atomic.Uint32
+}
+
+// choose returns the replica that the next read goes to, nil if none can be reached.
+func (rs *replicas) choose() *replica {
+	first := 0
+	if n := len(rs.list); n > 1 {
+		switch rs.balance {
+		case BalanceRandom:
+			first = rand.IntN(n)
+		case BalanceRoundRobin:
+			first = int(rs.turn.Add(1)-1) % n
+		}
+	}
+	for i := range rs.list {
+		if r := rs.list[(first+i)%len(rs.list)]; r.up() {
+			return r
+		}
+	}
+	return nil
+}
+
+// in returns the replica of a region, nil if there is none.
+func (rs *replicas) in(region string) *replica {
+	for _, r := range rs.list {
+		if r.region == region {
+			return r
+		}
+	}
+	return nil
+}
+
+// addReplica makes a replica's pool and tracker from its configuration.
+func (p *Pool) addReplica(ctx context.Context, region string, config *pgxpool.Config) (err error) {
+	r := &replica{region: region, limit: p.config.MaxReplicaWait, maxConns: config.MaxConns}
+
+	// A standby refuses writes by itself. The session refuses them also when the standby is promoted, so that a read
+	// that was lost with its connection has done nothing and can run again.
+	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
+
+	validate := config.ConnConfig.ValidateConnect
+	config.ConnConfig.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		if validate != nil {
+			if err := validate(ctx, conn); err != nil {
+				return err
+			}
+		}
+		return r.welcome(ctx, conn)
+	}
+
+	beforeConnect := config.BeforeConnect
+	r.tracker = newTracker(func(ctx context.Context) (*pgconn.PgConn, error) {
+		one := config.ConnConfig.Copy()
+		if beforeConnect != nil {
+			if err := beforeConnect(ctx, one); err != nil {
+				return nil, err
+			}
+		}
+		one.RuntimeParams["application_name"] = "flyregion"
+		one.RuntimeParams["statement_timeout"] = "0"
+		return pgconn.ConnectConfig(ctx, &one.Config)
+	})
+
+	afterConnect, beforeClose := config.AfterConnect, config.BeforeClose
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if afterConnect != nil {
+			if err := afterConnect(ctx, conn); err != nil {
+				return err
+			}
+		}
+		r.open.Add(1)
+		return nil
+	}
+	config.BeforeClose = func(conn *pgx.Conn) {
+		r.open.Add(-1)
+		if beforeClose != nil {
+			beforeClose(conn)
+		}
+	}
+
+	if r.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		r.tracker.close()
+		return err
+	}
+	p.replicas.list = append(p.replicas.list, r)
+	return nil
+}

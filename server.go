@@ -1,0 +1,68 @@
+package flyregion
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// serverID tells one run of one server from every other: the time its postmaster started, in microseconds since 1970.
+// Addresses cannot do that, as Fly's proxy and DNS lead one name to many machines. A crash of a backend leaves the
+// postmaster and so the serverID as they were, but closes every connection.
+type serverID int64
+
+// report is what a server says about itself.
+type report struct {
+	server     serverID
+	recovering bool // a standby
+	readOnly   bool // refuses writes by default: a standby, or a demoted primary, which Fly sets read-only
+	replayed   LSN  // how far a standby has replayed; what it had replayed last if it was promoted
+	version    int  // server_version_num, such as 150018
+}
+
+// reportSQL works on PostgreSQL 10 and newer and needs no privilege.
+const reportSQL = `select (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
+	`pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only'), ` +
+	`coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), pg_catalog.current_setting('server_version_num')`
+
+// askReport asks the server at the other end of conn about itself. sql is reportSQL, or something that ends with it.
+func askReport(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
+	row, err := oneRow(ctx, conn, sql)
+	if err != nil {
+		return report{}, err
+	}
+
+	started, err := strconv.ParseInt(string(row[0]), 10, 64)
+	if err != nil {
+		return report{}, fmt.Errorf("flyregion: pg_postmaster_start_time: %w", err)
+	}
+	replayed, err := ParseLSN(string(row[3]))
+	if err != nil {
+		return report{}, err
+	}
+	version, err := strconv.Atoi(string(row[4]))
+	if err != nil {
+		return report{}, fmt.Errorf("flyregion: server_version_num: %w", err)
+	}
+	return report{
+		server:     serverID(started),
+		recovering: string(row[1]) == "t",
+		readOnly:   string(row[2]) == "on",
+		replayed:   replayed,
+		version:    version,
+	}, nil
+}
+
+// oneRow runs a query of this package's own and returns the row of its last statement.
+func oneRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([][]byte, error) {
+	results, err := conn.Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	if len(results) == 0 || len(results[len(results)-1].Rows) != 1 {
+		return nil, fmt.Errorf("flyregion: the server did not answer one row to %q", sql)
+	}
+	return results[len(results)-1].Rows[0], nil
+}

@@ -1,0 +1,142 @@
+package flyregion
+
+import (
+	"context"
+	"sync/atomic"
+)
+
+// clock orders what this process does to its servers: a number drawn from it is higher than all that were drawn before.
+// It decides what was learned after what, which wall time, that may stand still or jump, cannot.
+var clock atomic.Uint64
+
+// Session is a causal token: it remembers how far the primary's write-ahead log must have been replayed for a replica to
+// show every write that was made in the session. Reads in the session wait for that position and no other.
+//
+// A [Pool] is itself a session, for all that the process writes through it, and needs no code. A Session of one's own
+// narrows that to one user or request, so that its reads do not wait for other people's writes; see [WithSession].
+//
+// The zero value is a session in which nothing was written. A Session is safe for concurrent use and must not be copied.
+type Session struct {
+	state atomic.Pointer[sessionState]
+}
+
+// sessionState is immutable: a session changes by replacing it, so that a read costs one atomic load.
+type sessionState struct {
+	// position covers every write of the session that origin has confirmed.
+	position LSN
+	// origin is the primary whose log the position is in. A position means nothing in the log of another primary: a
+	// failover may have lost it.
+	origin serverID
+	// unknown is the time of the latest write whose position nobody asked for, 0 if there is none.
+	unknown uint64
+}
+
+// load returns what the session has written so far.
+func (s *Session) load() sessionState {
+	if state := s.state.Load(); state != nil {
+		return *state
+	}
+	return sessionState{}
+}
+
+// wrote notes that the session's writes up to a moment are covered by what p tells.
+func (s *Session) wrote(p position) {
+	for {
+		old := s.state.Load()
+		next := sessionState{position: p.flush, origin: p.origin}
+		if old != nil {
+			switch {
+			case old.unknown > p.asked:
+				// A write came after the primary was asked. It stays unknown.
+				next.unknown = old.unknown
+			case old.unknown > 0:
+				// Who made that write did not tell whether its session commits asynchronously, and then only the
+				// insert position is sure to cover it.
+				next.position = p.insert
+			}
+			if old.origin == p.origin {
+				next.position = max(next.position, old.position)
+			}
+			if next == *old {
+				return
+			}
+		}
+		if s.state.CompareAndSwap(old, &next) {
+			return
+		}
+	}
+}
+
+// wroteUnknown notes a write whose position is not known.
+func (s *Session) wroteUnknown() {
+	now := clock.Add(1)
+	for {
+		old := s.state.Load()
+		next := sessionState{unknown: now}
+		if old != nil {
+			next.position, next.origin = old.position, old.origin
+		}
+		if s.state.CompareAndSwap(old, &next) {
+			return
+		}
+	}
+}
+
+// position is what the primary told about its log after a statement.
+type position struct {
+	origin serverID
+	// asked is when the question was sent: everything that had returned before is covered.
+	asked uint64
+	// flush covers every transaction that had committed synchronously.
+	flush LSN
+	// insert covers asynchronous commits too. It may run ahead of flush by what other transactions have written without
+	// committing, which no replica receives until somebody flushes it.
+	insert LSN
+}
+
+type contextKey struct{}
+
+// intent is what a context asks of the statements that run under it.
+type intent struct {
+	session *Session
+	target  target
+	noWait  bool
+}
+
+func intentOf(ctx context.Context) intent {
+	if in, ok := ctx.Value(contextKey{}).(*intent); ok {
+		return *in
+	}
+	return intent{}
+}
+
+func withIntent(ctx context.Context, change func(*intent)) context.Context {
+	in := intentOf(ctx)
+	change(&in)
+	return context.WithValue(ctx, contextKey{}, &in)
+}
+
+// WithSession returns a context whose reads see every write made in s before they began, and do not wait for any other.
+// Writes under it count for s and, as all writes do, for the pool. A nil s gives the pool's own session back.
+func WithSession(ctx context.Context, s *Session) context.Context {
+	return withIntent(ctx, func(in *intent) { in.session = s })
+}
+
+// WithPrimary returns a context whose statements all run on the primary.
+func WithPrimary(ctx context.Context) context.Context {
+	return withIntent(ctx, func(in *intent) { in.target = targetPrimary })
+}
+
+// WithReplica returns a context whose statements all run on the replica, [Pool.Acquire] and transactions included, and
+// never on the primary in its place. A statement that writes fails there with PostgreSQL's own error (SQLSTATE 25006).
+// Reads still wait for the session's writes, as long as [Config.MaxReplicaWait] allows, and then fail with an error that
+// is [ErrReplicaLag]. Where the pool has no replica the context changes nothing.
+func WithReplica(ctx context.Context) context.Context {
+	return withIntent(ctx, func(in *intent) { in.target = targetReplica })
+}
+
+// WithoutWait returns a context whose reads do not wait for any write to be replayed: they may miss even this process's
+// own. It is fly_postgres's await: false.
+func WithoutWait(ctx context.Context) context.Context {
+	return withIntent(ctx, func(in *intent) { in.noWait = true })
+}

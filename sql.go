@@ -1,0 +1,376 @@
+package flyregion
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// OpenDB returns a [sql.DB] on the pool, for libraries that want one. Statements outside of transactions are routed one
+// by one, as those of the pool are; a transaction with [sql.TxOptions].ReadOnly runs on the replica, every other on the
+// primary. Within one [sql.Conn] all that is not read from the replica runs in one session on the primary, and once the
+// session's settings have been changed everything does.
+//
+// Connections are the pool's: the sql.DB keeps none of its own (SetMaxIdleConns is 0), and closing it does not close the
+// pool. Without a replica it is what [stdlib.OpenDBFromPool] returns. With one, [sql.Conn.Raw] passes a value that has
+// the method Conn() *pgx.Conn of stdlib's [stdlib.Conn], but is not one.
+func OpenDB(pool *Pool) *sql.DB {
+	if pool.replicas == nil {
+		return stdlib.OpenDBFromPool(pool.primary)
+	}
+	db := sql.OpenDB(&sqlConnector{pool: pool})
+	db.SetMaxIdleConns(0)
+	return db
+}
+
+type sqlConnector struct{ pool *Pool }
+
+// Connect connects to nothing: a connection that only reads needs none to the primary.
+func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	return &sqlConn{pool: c.pool}, ctx.Err()
+}
+
+func (c *sqlConnector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
+
+// sqlConn is a driver.Conn whose statements run where they belong.
+type sqlConn struct {
+	pool    *Pool
+	session *stdlib.Conn // on the primary; nil until something runs there
+	tx      *stdlib.Conn // that a transaction is open on, or nil
+	pinned  bool         // the session's settings were changed: a replica would answer under other ones
+}
+
+var (
+	_ driver.ExecerContext      = (*sqlConn)(nil)
+	_ driver.QueryerContext     = (*sqlConn)(nil)
+	_ driver.ConnPrepareContext = (*sqlConn)(nil)
+	_ driver.ConnBeginTx        = (*sqlConn)(nil)
+	_ driver.Pinger             = (*sqlConn)(nil)
+	_ driver.SessionResetter    = (*sqlConn)(nil)
+	_ driver.NamedValueChecker  = (*sqlConn)(nil)
+)
+
+// Conn returns the connection of the session on the primary, as [stdlib.Conn.Conn] does, or nil if there is none to be
+// had.
+func (c *sqlConn) Conn() *pgx.Conn {
+	session, err := c.primary(context.Background())
+	if err != nil {
+		return nil
+	}
+	return session.Conn()
+}
+
+// primary returns the session on the primary.
+func (c *sqlConn) primary(ctx context.Context) (*stdlib.Conn, error) {
+	if c.session == nil {
+		session, err := stdlib.GetPoolConnector(c.pool.primary).Connect(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c.session = session.(*stdlib.Conn)
+	}
+	return c.session, nil
+}
+
+// route is where a statement outside of a transaction goes.
+func (c *sqlConn) route(ctx context.Context, query string, args []driver.NamedValue) route {
+	values := make([]any, len(args))
+	for i := range args {
+		values[i] = args[i].Value
+	}
+	r := c.pool.route(ctx, query, values)
+	if inspect(query).settings && r.to == targetPrimary {
+		c.pinned = true
+	}
+	if c.pinned && r.to == targetReplica {
+		r.to, r.why = targetPrimary, becauseTransaction
+	}
+	return r
+}
+
+// replica returns a connection to a replica that can serve the route, nil if the primary is to.
+func (c *sqlConn) replica(ctx context.Context, r *route) (*stdlib.Conn, error) {
+	rep, pooled, err := c.pool.acquireReplica(ctx, r)
+	if pooled == nil {
+		return nil, err
+	}
+	// stdlib takes its connections from the pool itself. It gets this one, or one that has to be looked at again.
+	rep.release(pooled)
+	conn, err := stdlib.GetPoolConnector(rep.pool).Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	replica := conn.(*stdlib.Conn)
+	state, err := c.pool.written(ctx, r)
+	if err == nil && r.to == targetReplica && rep.shows(replica.Conn(), state) {
+		return replica, nil
+	}
+	_ = replica.Close()
+	if err == nil && r.target == targetReplica {
+		err = &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.tracker.replayed()}
+	}
+	if err == nil {
+		r.to, r.why = targetPrimary, becauseLag
+	}
+	return nil, err
+}
+
+// rerun is Pool.rerun for an error that stdlib may have turned into driver.ErrBadConn, which means that nothing was sent.
+func (c *sqlConn) rerun(ctx context.Context, r *route, conn *stdlib.Conn, query string, err error) reason {
+	if errors.Is(err, driver.ErrBadConn) && ctx.Err() == nil && r.target != targetReplica {
+		return becauseLost
+	}
+	return c.pool.rerun(ctx, r, conn.Conn(), query, err)
+}
+
+func (c *sqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if c.tx != nil {
+		return c.tx.ExecContext(ctx, query, args)
+	}
+	r := c.route(ctx, query, args)
+	if r.to == targetReplica {
+		conn, err := c.replica(ctx, &r)
+		if err != nil {
+			return nil, err
+		}
+		if conn != nil {
+			result, err := conn.ExecContext(ctx, query, args)
+			why := reason("")
+			if err != nil {
+				why = c.rerun(ctx, &r, conn, query, err)
+			}
+			_ = conn.Close()
+			if why == "" {
+				return result, err
+			}
+			r.why = why
+		}
+	}
+
+	session, err := c.primary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, span := c.pool.telemetry.forward(ctx, "exec", r.why)
+	result, err := session.ExecContext(ctx, query, args)
+	span.end(err)
+	return result, err
+}
+
+func (c *sqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if c.tx != nil {
+		return c.tx.QueryContext(ctx, query, args)
+	}
+	r := c.route(ctx, query, args)
+	if r.to == targetReplica {
+		conn, err := c.replica(ctx, &r)
+		if err != nil {
+			return nil, err
+		}
+		if conn != nil {
+			rows, err := conn.QueryContext(ctx, query, args)
+			if err == nil {
+				return &sqlRows{Rows: rows.(*stdlib.Rows), conn: conn}, nil
+			}
+			why := c.rerun(ctx, &r, conn, query, err)
+			_ = conn.Close()
+			if why == "" {
+				return nil, err
+			}
+			r.why = why
+		}
+	}
+
+	session, err := c.primary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, span := c.pool.telemetry.forward(ctx, "query", r.why)
+	rows, err := session.QueryContext(ctx, query, args)
+	span.end(err)
+	return rows, err
+}
+
+// sqlRows are rows that come from a replica, and give its connection back when they are closed.
+type sqlRows struct {
+	*stdlib.Rows
+	conn *stdlib.Conn
+}
+
+func (r *sqlRows) Close() error {
+	err := r.Rows.Close()
+	_ = r.conn.Close()
+	return err
+}
+
+func (c *sqlConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver.Tx, error) {
+	readOnly := options.ReadOnly && sql.IsolationLevel(options.Isolation) != sql.LevelSerializable && !c.pinned
+	r := route{intent: intentOf(ctx), to: targetPrimary, why: becauseTransaction}
+	switch {
+	case r.target != targetAny:
+		r.to, r.why = r.target, becauseAsked
+	case readOnly:
+		r.to, r.why = targetReplica, becauseRead
+	}
+	if r.to == targetReplica {
+		conn, err := c.replica(ctx, &r)
+		if err != nil {
+			return nil, err
+		}
+		if conn != nil {
+			tx, err := conn.BeginTx(ctx, options)
+			if err == nil {
+				c.tx = conn
+				return &sqlTx{Tx: tx, conn: c, replica: conn}, nil
+			}
+			why := c.rerun(ctx, &r, conn, "", err)
+			_ = conn.Close()
+			if why == "" {
+				return nil, err
+			}
+			r.why = why
+		}
+	}
+
+	session, err := c.primary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, span := c.pool.telemetry.forward(ctx, "begin", r.why)
+	tx, err := session.BeginTx(ctx, options)
+	span.end(err)
+	if err != nil {
+		return nil, err
+	}
+	c.tx = session
+	return &sqlTx{Tx: tx, conn: c}, nil
+}
+
+// sqlTx is a transaction of a sqlConn.
+type sqlTx struct {
+	driver.Tx
+	conn    *sqlConn
+	replica *stdlib.Conn // to give back, or nil
+}
+
+func (tx *sqlTx) Commit() error {
+	err := tx.Tx.Commit()
+	tx.end()
+	return err
+}
+
+func (tx *sqlTx) Rollback() error {
+	err := tx.Tx.Rollback()
+	tx.end()
+	return err
+}
+
+func (tx *sqlTx) end() {
+	tx.conn.tx = nil
+	if tx.replica != nil {
+		_ = tx.replica.Close()
+		tx.replica = nil
+	}
+}
+
+// Begin starts a transaction that is not read-only.
+func (c *sqlConn) Begin() (driver.Tx, error) {
+	return c.BeginTx(context.Background(), driver.TxOptions{})
+}
+
+// Prepare prepares a statement without a context.
+func (c *sqlConn) Prepare(query string) (driver.Stmt, error) {
+	return c.PrepareContext(context.Background(), query)
+}
+
+// PrepareContext prepares a statement that writes in the session on the primary. One that reads is prepared where it is
+// run, but parsed now, so that a mistake in it is found.
+func (c *sqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	if c.tx != nil {
+		return c.tx.PrepareContext(ctx, query)
+	}
+	r := c.route(ctx, query, nil)
+	if r.to == targetReplica {
+		conn, err := c.replica(ctx, &r)
+		if err != nil {
+			return nil, err
+		}
+		if conn != nil {
+			stmt, err := conn.PrepareContext(ctx, query)
+			if err == nil {
+				inputs := stmt.NumInput()
+				_ = stmt.Close()
+				_ = conn.Close()
+				return &sqlStmt{conn: c, query: query, inputs: inputs}, nil
+			}
+			why := c.rerun(ctx, &r, conn, query, err)
+			_ = conn.Close()
+			if why == "" {
+				return nil, err
+			}
+		}
+	}
+
+	session, err := c.primary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return session.PrepareContext(ctx, query)
+}
+
+// sqlStmt is a prepared statement that reads.
+type sqlStmt struct {
+	conn   *sqlConn
+	query  string
+	inputs int
+}
+
+func (s *sqlStmt) Close() error  { return nil }
+func (s *sqlStmt) NumInput() int { return s.inputs }
+
+func (s *sqlStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.conn.ExecContext(ctx, s.query, args)
+}
+
+func (s *sqlStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	return s.conn.QueryContext(ctx, s.query, args)
+}
+
+var errNoContext = errors.New("flyregion: database/sql calls statements with a context")
+
+func (s *sqlStmt) Exec([]driver.Value) (driver.Result, error) { return nil, errNoContext }
+func (s *sqlStmt) Query([]driver.Value) (driver.Rows, error)  { return nil, errNoContext }
+
+// Ping asks the primary for a sign of life, as [Pool.Ping] does.
+func (c *sqlConn) Ping(ctx context.Context) error {
+	session, err := c.primary(ctx)
+	if err != nil {
+		return err
+	}
+	return session.Ping(ctx)
+}
+
+// ResetSession says with driver.ErrBadConn that the session on the primary is of no more use.
+func (c *sqlConn) ResetSession(ctx context.Context) error {
+	if c.session == nil {
+		return ctx.Err()
+	}
+	return c.session.ResetSession(ctx)
+}
+
+// CheckNamedValue leaves all conversions to pgx.
+func (c *sqlConn) CheckNamedValue(*driver.NamedValue) error { return nil }
+
+// Close gives the connections back.
+func (c *sqlConn) Close() error {
+	if c.session == nil {
+		return nil
+	}
+	err := c.session.Close()
+	c.session = nil
+	return err
+}

@@ -1,0 +1,94 @@
+package flyregion
+
+import (
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Stat is a snapshot of a [Pool]'s statistics. It has the methods of [pgxpool.Stat], which add up what the pools of all
+// servers say; [Stat.Primary] and [Stat.Replica] tell them apart.
+type Stat struct {
+	primary  *pgxpool.Stat
+	replicas []regionStat
+}
+
+type regionStat struct {
+	region string
+	stat   *pgxpool.Stat
+}
+
+// Stat returns a snapshot of the pool's statistics.
+func (p *Pool) Stat() *Stat {
+	s := &Stat{primary: p.primary.Stat()}
+	if p.replicas != nil {
+		for _, r := range p.replicas.list {
+			s.replicas = append(s.replicas, regionStat{r.region, r.pool.Stat()})
+		}
+	}
+	return s
+}
+
+// Primary returns the statistics of the primary's pool.
+func (s *Stat) Primary() *pgxpool.Stat { return s.primary }
+
+// Replica returns the statistics of the pool of a region's replica, nil if the Pool does not read from that region.
+func (s *Stat) Replica(region string) *pgxpool.Stat {
+	for _, r := range s.replicas {
+		if r.region == region {
+			return r.stat
+		}
+	}
+	return nil
+}
+
+func sum[T int32 | int64 | time.Duration](s *Stat, of func(*pgxpool.Stat) T) T {
+	total := of(s.primary)
+	for _, r := range s.replicas {
+		total += of(r.stat)
+	}
+	return total
+}
+
+// AcquireCount is the cumulative count of successful acquires. See [pgxpool.Stat.AcquireCount].
+func (s *Stat) AcquireCount() int64 { return sum(s, (*pgxpool.Stat).AcquireCount) }
+
+// AcquireDuration is the total duration of all successful acquires. See [pgxpool.Stat.AcquireDuration].
+func (s *Stat) AcquireDuration() time.Duration { return sum(s, (*pgxpool.Stat).AcquireDuration) }
+
+// AcquiredConns is the number of connections that are in use. See [pgxpool.Stat.AcquiredConns].
+func (s *Stat) AcquiredConns() int32 { return sum(s, (*pgxpool.Stat).AcquiredConns) }
+
+// CanceledAcquireCount is the cumulative count of acquires that a context canceled. See [pgxpool.Stat.CanceledAcquireCount].
+func (s *Stat) CanceledAcquireCount() int64 { return sum(s, (*pgxpool.Stat).CanceledAcquireCount) }
+
+// ConstructingConns is the number of connections that are being made. See [pgxpool.Stat.ConstructingConns].
+func (s *Stat) ConstructingConns() int32 { return sum(s, (*pgxpool.Stat).ConstructingConns) }
+
+// EmptyAcquireCount is the cumulative count of successful acquires that had to wait for a connection. See [pgxpool.Stat.EmptyAcquireCount].
+func (s *Stat) EmptyAcquireCount() int64 { return sum(s, (*pgxpool.Stat).EmptyAcquireCount) }
+
+// IdleConns is the number of idle connections. See [pgxpool.Stat.IdleConns].
+func (s *Stat) IdleConns() int32 { return sum(s, (*pgxpool.Stat).IdleConns) }
+
+// MaxConns is the largest number of connections. See [pgxpool.Stat.MaxConns].
+func (s *Stat) MaxConns() int32 { return sum(s, (*pgxpool.Stat).MaxConns) }
+
+// TotalConns is the number of connections, in whatever state. See [pgxpool.Stat.TotalConns].
+func (s *Stat) TotalConns() int32 { return sum(s, (*pgxpool.Stat).TotalConns) }
+
+// NewConnsCount is the cumulative count of connections opened. See [pgxpool.Stat.NewConnsCount].
+func (s *Stat) NewConnsCount() int64 { return sum(s, (*pgxpool.Stat).NewConnsCount) }
+
+// MaxLifetimeDestroyCount is the cumulative count of connections closed for their age. See [pgxpool.Stat.MaxLifetimeDestroyCount].
+func (s *Stat) MaxLifetimeDestroyCount() int64 {
+	return sum(s, (*pgxpool.Stat).MaxLifetimeDestroyCount)
+}
+
+// MaxIdleDestroyCount is the cumulative count of connections closed for being idle. See [pgxpool.Stat.MaxIdleDestroyCount].
+func (s *Stat) MaxIdleDestroyCount() int64 { return sum(s, (*pgxpool.Stat).MaxIdleDestroyCount) }
+
+// EmptyAcquireWaitTime is the cumulative time that successful acquires waited for a connection. See [pgxpool.Stat.EmptyAcquireWaitTime].
+func (s *Stat) EmptyAcquireWaitTime() time.Duration {
+	return sum(s, (*pgxpool.Stat).EmptyAcquireWaitTime)
+}

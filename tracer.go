@@ -1,0 +1,229 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// customDataKey is where a connection keeps what this package knows of it: a *primaryConn or a *replicaConn.
+const customDataKey = "github.com/flyregion/flyregion"
+
+// primaryConn is what is known of one connection to the primary. But for the forwarder only the connection's user
+// touches it.
+type primaryConn struct {
+	forwarder *forwarder
+
+	// What runs now, between a tracer's start and end.
+	current  statement
+	question *question // that went with it, or nil
+	open     bool      // it began in a transaction block
+
+	// Of the transaction block that is open: it has written, and may commit asynchronously.
+	wrote, async bool
+}
+
+func primaryConnOf(conn *pgx.Conn) *primaryConn {
+	c, _ := conn.PgConn().CustomData()[customDataKey].(*primaryConn)
+	return c
+}
+
+// Tracer is the tracer that every connection to the primary carries, beside the app's own if [pgx.ConnConfig] has one.
+// Through it a write counts for its session whoever makes it: the pool, a connection taken with Acquire, or a library
+// that was given [Pool.Primary]. It asks for the position at which a write commits, in the round trip of the write
+// itself.
+//
+// Tracer implements [pgx.QueryTracer], [pgx.BatchTracer] and [pgx.CopyFromTracer]. It is made by the pool; the zero
+// value does nothing.
+type Tracer struct {
+	pool *Pool
+}
+
+var (
+	_ pgx.QueryTracer    = (*Tracer)(nil)
+	_ pgx.BatchTracer    = (*Tracer)(nil)
+	_ pgx.CopyFromTracer = (*Tracer)(nil)
+)
+
+// TraceQueryStart is called by pgx before Exec, Query and QueryRow.
+func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	s := inspect(data.SQL)
+	if rewritten(data.Args) {
+		s.access = Write
+	}
+	t.start(ctx, conn, s, false)
+	return ctx
+}
+
+// TraceQueryEnd is called by pgx when the statement has ended: for Query and QueryRow when the rows are closed.
+func (t *Tracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryEndData) {
+	t.end(ctx, conn, data.Err)
+}
+
+// TraceBatchStart is called by pgx before SendBatch.
+func (t *Tracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
+	t.start(ctx, conn, inspectBatch(data.Batch), false)
+	return ctx
+}
+
+// TraceBatchQuery is called by pgx for each result of a batch.
+func (t *Tracer) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+
+// TraceBatchEnd is called by pgx when the results of a batch are closed.
+func (t *Tracer) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchEndData) {
+	t.end(ctx, conn, data.Err)
+}
+
+// TraceCopyFromStart is called by pgx before CopyFrom.
+func (t *Tracer) TraceCopyFromStart(ctx context.Context, conn *pgx.Conn, _ pgx.TraceCopyFromStartData) context.Context {
+	t.start(ctx, conn, statement{access: Write}, true)
+	return ctx
+}
+
+// TraceCopyFromEnd is called by pgx when CopyFrom has ended.
+func (t *Tracer) TraceCopyFromEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceCopyFromEndData) {
+	t.end(ctx, conn, data.Err)
+}
+
+// start has the questions asked that tell what is about to be written.
+func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s statement, copied bool) {
+	c := primaryConnOf(conn)
+	if c == nil || t.pool == nil {
+		return
+	}
+	if c.forwarder.takeRaw() {
+		c.wrote, c.async = true, true
+	}
+	c.current, c.open = s, conn.PgConn().TxStatus() != 'I'
+	c.question = t.ask(ctx, c, copied)
+	c.forwarder.announce(c.question)
+}
+
+// ask returns what is to be asked along with the statement that begins on c, nil for nothing.
+func (t *Tracer) ask(ctx context.Context, c *primaryConn, copied bool) *question {
+	s := c.current
+	own := intentOf(ctx).session
+	q := &question{
+		pool:    &t.pool.session,
+		session: own,
+		ends:    s.ends,
+		async:   c.async || s.settings,
+		copied:  copied,
+	}
+	switch {
+	case s.copiesIn:
+		return nil
+	case c.open && s.ends:
+		q.position, q.writes = c.wrote || s.several, true
+	case c.open:
+		// Nothing of a transaction block counts before it commits.
+	case s.begins && !s.ends:
+		// A question would be the first statement of the transaction, after which its isolation level cannot be set.
+		return nil
+	default:
+		q.position = true
+		q.writes = s.access == Write || t.pool.unsure(t.pool.session.load()) || own != nil && t.pool.unsure(own.load())
+	}
+	return q
+}
+
+// end sees to it that what was written counts for its sessions before pgx returns to its caller.
+func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
+	c := primaryConnOf(conn)
+	if c == nil || t.pool == nil {
+		return
+	}
+	c.forwarder.conclude()
+	raw := c.forwarder.takeRaw()
+	s, q := c.current, c.question
+	c.question = nil
+	if q == nil {
+		q = &question{}
+	}
+
+	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
+		wrote := c.wrote || raw || !c.open && mayHaveWritten(s, q, err)
+		c.wrote, c.async = false, false
+		t.note(ctx, wrote, q)
+		return
+	}
+	// A transaction block goes on, or has begun. The text may have ended another before it.
+	if s.ends {
+		t.note(ctx, c.wrote || mayHaveWritten(s, q, err), q)
+	}
+	if !s.control || s.several {
+		c.wrote = c.wrote || mayHaveWritten(s, q, err)
+	}
+	c.wrote = c.wrote || raw
+	c.async = c.async || s.settings || q.async || raw
+}
+
+// mayHaveWritten reports whether a statement may have written something: by its text, or by what the probe says of the
+// transaction that it ran in, if it could be asked.
+func mayHaveWritten(s statement, q *question, err error) bool {
+	if s.access == Write {
+		// What was to be asked behind the statement, and was not, has not even been sent.
+		return err == nil || q.asked > 0
+	}
+	if q.probed {
+		return q.wrote
+	}
+	// A read that failed has been rolled back, if the server says so.
+	var pgErr *pgconn.PgError
+	return !errors.As(err, &pgErr)
+}
+
+// note makes a write count whose position was not told.
+func (t *Tracer) note(ctx context.Context, wrote bool, q *question) {
+	switch {
+	case !wrote:
+	case q.answered:
+		t.pool.awaitWrite(ctx)
+	default:
+		t.pool.session.wroteUnknown()
+		if own := intentOf(ctx).session; own != nil {
+			own.wroteUnknown()
+		}
+	}
+}
+
+// inspectBatch is inspect for the texts of a batch as if they were one.
+func inspectBatch(b *pgx.Batch) statement {
+	s := statement{access: Read, control: len(b.QueuedQueries) > 0}
+	for i, q := range b.QueuedQueries {
+		one := inspect(q.SQL)
+		if rewritten(q.Arguments) {
+			one.access = Write
+		}
+		if one.access == Write {
+			s.access = Write
+		}
+		if i == 0 {
+			s.begins, s.hint = one.begins, one.hint
+		}
+		s.several = s.several || one.several || i > 0
+		s.control = s.control && one.control
+		s.ends = s.ends || one.ends
+		s.settings = s.settings || one.settings
+		s.copiesIn = s.copiesIn || one.copiesIn
+	}
+	return s
+}
+
+// rewritten reports whether a QueryRewriter that this package does not know may replace the text of a statement.
+func rewritten(args []any) bool {
+	for _, arg := range args {
+		switch arg.(type) {
+		case pgx.QueryResultFormats, pgx.QueryResultFormatsByOID, pgx.QueryExecMode:
+		case pgx.NamedArgs, pgx.StrictNamedArgs:
+			return false
+		case pgx.QueryRewriter:
+			return true
+		default:
+			return false
+		}
+	}
+	return false
+}

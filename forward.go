@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"sync"
+	"time"
 )
 
 // probeSQL asks the transaction that a statement ran in whether it has written anything, which no text can tell for sure,
@@ -49,7 +50,8 @@ type question struct {
 	async    bool // the transaction may commit asynchronously although its session does not
 	copied   bool // the statement is a COPY: ask behind its data, as the server takes all that comes before for data
 
-	asked    uint64 // when; 0 if the statement never left, or in a way that no question can follow
+	sent     time.Time
+	asked    uint64 // when, by this process's clock; 0 if the statement never left, or in a way that no question can follow
 	probed   bool   // the probe was answered
 	wrote    bool   // it says that the transaction has written
 	answered bool   // the position was told, and noted if it counts
@@ -70,6 +72,8 @@ type forwarder struct {
 	w io.Writer
 	// noteRaw is called after a statement that no tracer announced, sent by somebody who uses the *pgconn.PgConn.
 	noteRaw func()
+	// measured is called with the time between a question and its answer.
+	measured func(time.Duration)
 
 	mu          sync.Mutex
 	origin      serverID  // 0 until the connection is made; before, nothing is looked at
@@ -194,7 +198,7 @@ func (f *forwarder) sending(p []byte) (keep int, tail []byte) {
 		return 0, nil
 	}
 
-	q.asked = clock.Add(1)
+	q.asked, q.sent = clock.Add(1), time.Now()
 	f.sent, f.armed = q, nil
 	if !probe {
 		return len(p), positionTail
@@ -288,6 +292,7 @@ func (f *forwarder) positionAnswered(row []string, idle bool) {
 	}
 
 	q.answered = true
+	f.measured(time.Since(q.sent))
 	if q.probed && !q.wrote && !q.writes {
 		return
 	}

@@ -145,12 +145,19 @@ func (p *Pool) awaitWrite(ctx context.Context) {
 	_ = p.replicas.list[0].tracker.wait(ctx, p.session.load().position, 0, p.config.MaxReplicaWait)
 }
 
-// measured takes a round trip to the primary into account.
+// measured takes a round trip to the primary into account, as a new connection measures it.
 func (p *Pool) measured(d time.Duration) {
-	if old := p.roundTrip.Load(); old > 0 {
-		d = (3*time.Duration(old) + d) / 4
+	if old := time.Duration(p.roundTrip.Load()); old > 0 && d > old {
+		d = (3*old + d) / 4
 	}
 	p.roundTrip.Store(int64(d))
+}
+
+// measuredAtMost takes into account that a round trip to the primary is no longer than d, in which a statement ran too.
+func (p *Pool) measuredAtMost(d time.Duration) {
+	if int64(d) < p.roundTrip.Load() {
+		p.roundTrip.Store(int64(d))
+	}
 }
 
 // openPrimary makes the primary's pool from its configuration.
@@ -191,7 +198,7 @@ func (p *Pool) attach(config *pgx.ConnConfig) {
 
 	build := config.BuildFrontend
 	config.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		f = &forwarder{r: r, w: w, noteRaw: p.session.wroteUnknown}
+		f = &forwarder{r: r, w: w, noteRaw: p.session.wroteUnknown, measured: p.measuredAtMost}
 		return build(f, f)
 	}
 

@@ -230,6 +230,7 @@ func (c *Cluster) copyData(ctx context.Context, primary, replica *Server) error 
 // run runs a program to its end. What it prints becomes part of the error.
 func run(ctx context.Context, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, program, args...)
+	detach(cmd)
 	// initdb's own children may hold its output open for a moment after it was killed.
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()

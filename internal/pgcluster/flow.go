@@ -191,13 +191,16 @@ func (f *flow) drain() {
 		f.queue = f.queue[1:]
 		f.mu.Unlock()
 
-		if wait := time.Until(p.at); wait > 0 {
+		if wait := time.Until(p.at) - napTime; wait > 0 {
 			timer.Reset(wait)
 			select {
 			case <-timer.C:
 			case <-f.conn.done:
 				return
 			}
+		}
+		if wait := time.Until(p.at); wait > 0 {
+			nap(wait)
 		}
 		for held := f.conn.link.held(); held != nil; held = f.conn.link.held() {
 			select {

@@ -67,6 +67,13 @@ type Config struct {
 	// regions that have replicas. The default is fly_simulate_replica in the connection string, then false.
 	SimulateReplica bool
 
+	// Functions says what calls of the app's own functions are: Write if they belong to the primary, Read if not. The
+	// names are in lower case and without a schema. It goes before what the package itself knows of a name. A function
+	// that nobody names is a Read, unless its name begins with pg_; if it writes, the replica refuses it, the primary
+	// runs it, and its text is remembered. So name those whose harm a replica does not see, such as one that takes an
+	// advisory lock, and those of the app's own that share their name with a function of PostgreSQL.
+	Functions map[string]Access
+
 	// Telemetry says where spans and metrics go.
 	Telemetry Telemetry
 
@@ -179,6 +186,7 @@ func (c *Config) Copy() *Config {
 	copied.Config = c.Config.Copy()
 	copied.ReplicaRegions = slices.Clone(c.ReplicaRegions)
 	copied.ReplicaConnStrings = maps.Clone(c.ReplicaConnStrings)
+	copied.Functions = maps.Clone(c.Functions)
 	return &copied
 }
 
@@ -205,6 +213,15 @@ func (c *Config) normalize() (err error) {
 	for region := range c.ReplicaConnStrings {
 		if normal, err := parseRegion(region); err != nil || normal != region {
 			return fmt.Errorf("invalid ReplicaConnStrings: %q is not a region code in lower case", region)
+		}
+	}
+
+	for _, name := range slices.Sorted(maps.Keys(c.Functions)) {
+		if !isFunctionName(name) {
+			return fmt.Errorf("invalid Functions: %q is not the name of a function in lower case, without a schema", name)
+		}
+		if access := c.Functions[name]; access != Read && access != Write {
+			return fmt.Errorf("invalid Functions: %q is neither Read nor Write", name)
 		}
 	}
 
@@ -389,6 +406,7 @@ func (p *Pool) open(ctx context.Context) (err error) {
 		return err
 	}
 
+	p.stranded = make(chan struct{}, max(1, p.config.MaxConns/2))
 	set := &replicas{balance: p.config.Balance}
 	if p.config.SimulateReplica {
 		if p.primary, err = p.openPrimary(ctx, p.config.Config.Copy()); err != nil {

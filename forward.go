@@ -82,6 +82,8 @@ type forwarder struct {
 	rawRan      bool      // it has; cleared by takeRaw
 	armed       *question // to go with the next statement
 	sent        *question // gone, and not answered
+	begins      bool      // what the tracer has announced is a BEGIN
+	kept        string    // a BEGIN that pgx takes for sent, to go with what comes next
 	outstanding int       // ReadyForQuery messages that pgx waits for
 	completions int       // completed commands that come before the probe's answer, 0 if there is no probe
 
@@ -97,18 +99,19 @@ func (f *forwarder) open(origin serverID) {
 	f.origin = origin
 }
 
-// announce tells that a tracer knows what is sent from now on, and which question, if any, is to go with it.
-func (f *forwarder) announce(q *question) {
+// announce tells that a tracer knows what is sent from now on, which question, if any, is to go with it, and whether it
+// begins a transaction.
+func (f *forwarder) announce(q *question, begins bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.traced, f.armed = true, q
+	f.traced, f.armed, f.begins = true, q, begins
 }
 
 // conclude ends what announce began. The question is its caller's again.
 func (f *forwarder) conclude() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.traced, f.armed = false, nil
+	f.traced, f.armed, f.begins = false, nil, false
 }
 
 // takeRaw reports whether anything has run since it was called last that no tracer announced.
@@ -121,6 +124,22 @@ func (f *forwarder) takeRaw() (ran bool) {
 
 // Write sends whole messages: pgproto3.Frontend never splits one.
 func (f *forwarder) Write(p []byte) (int, error) {
+	if f.keepBegin(p) {
+		return len(p), nil
+	}
+	if begin := f.takeBegin(p); begin != "" {
+		if p[0] == 'Q' {
+			if ok, err := f.beginAlone(begin); !ok {
+				if err != nil {
+					return 0, err
+				}
+				return len(p), nil
+			}
+		} else if _, err := f.w.Write(f.beginWith(begin)); err != nil {
+			return 0, err
+		}
+	}
+
 	keep, tail := f.sending(p)
 	if tail == nil {
 		return f.w.Write(p)

@@ -23,8 +23,10 @@ type reader struct {
 type stage uint8
 
 const (
-	stageProbe    stage = iota // up to the statement's ReadyForQuery
-	stagePosition              // up to that of positionSQL
+	stageProbe      stage = iota // up to the statement's ReadyForQuery
+	stagePosition                // up to that of positionSQL
+	stageBegin                   // of a BEGIN in front of pgx's messages, up to its end
+	stageBeginAlone              // of a BEGIN alone, up to its ReadyForQuery
 )
 
 const readyForQueryLen = 6
@@ -151,6 +153,22 @@ func (f *forwarder) parseHeld() {
 		switch kind := m[0]; {
 		case kind == 'N' || kind == 'A' || kind == 'S': // notice, notification, parameter status: they may come any time
 			f.unread = append(f.unread, m...)
+		case kind == 'C' && f.stage == stageBegin:
+			f.pass(rest)
+			return
+		case kind == 'E' && f.stage == stageBegin:
+			f.unread = append(f.unread, m...)
+			f.pass(rest)
+			return
+		case kind == 'E' && f.stage == stageBeginAlone:
+			f.unread = append(f.unread, m...)
+			f.failing = true
+		case kind == 'Z' && f.stage == stageBeginAlone:
+			if f.failing {
+				f.unread = append(f.unread, m...)
+			}
+			f.pass(rest)
+			return
 		case kind == 'D':
 			f.row = columnsOf(m[5:])
 		case kind == 'E' && f.stage == stageProbe:

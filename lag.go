@@ -64,7 +64,7 @@ func (p *Pool) flushed(ctx context.Context) LSN {
 	defer conn.Release()
 
 	forwarder := primaryConnOf(conn.Conn()).forwarder
-	forwarder.announce(nil)
+	forwarder.announce(nil, false)
 	defer forwarder.conclude()
 	row, err := oneRow(ctx, conn.Conn().PgConn(), positionSQL)
 	if err != nil {

@@ -156,9 +156,6 @@ func (t *telemetry) sent(ctx context.Context, to target, why reason) {
 // span is a span, or nothing where none is recorded.
 type span struct{ recorded trace.Span }
 
-// recording reports whether there is a span to end.
-func (s span) recording() bool { return s.recorded != nil }
-
 // end ends the span with what became of it.
 func (s span) end(err error) {
 	if s.recorded == nil {

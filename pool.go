@@ -26,6 +26,7 @@ type Pool struct {
 	session   Session // what this process has written
 	telemetry *telemetry
 	refused   refusals
+	stranded  chan struct{} // a place for each read that may be on the primary because no replica can serve it
 
 	origin    atomic.Int64 // serverID of the primary that was connected to last
 	roundTrip atomic.Int64 // to the primary, smoothed, in nanoseconds

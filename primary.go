@@ -14,60 +14,100 @@ import (
 )
 
 // forwardExec runs a statement on the primary.
-func (p *Pool) forwardExec(ctx context.Context, why reason, sql string, args []any) (pgconn.CommandTag, error) {
-	ctx, span := p.telemetry.forward(ctx, "exec", why)
-	tag, err := p.primary.Exec(ctx, sql, args...)
-	span.end(err)
-	return tag, err
+func (p *Pool) forwardExec(ctx context.Context, why reason, sql string, args []any) (tag pgconn.CommandTag, err error) {
+	ctx, stay := p.forward(ctx, "exec", why)
+	defer func() { stay.end(err) }()
+
+	return p.primary.Exec(ctx, sql, args...)
 }
 
 // forwardQuery runs a statement with rows on the primary.
 func (p *Pool) forwardQuery(ctx context.Context, why reason, sql string, args []any) (pgx.Rows, error) {
-	ctx, span := p.telemetry.forward(ctx, "query", why)
+	ctx, stay := p.forward(ctx, "query", why)
 	rows, err := p.primary.Query(ctx, sql, args...)
 	if err != nil {
-		span.end(err)
+		stay.end(err)
 		return rows, err
 	}
-	if !span.recording() {
+	if stay == (forwarding{}) {
 		return rows, nil
 	}
-	return &spanRows{Rows: rows, span: span}, nil
+	return &forwardedRows{Rows: rows, stay: stay}, nil
 }
 
 // forwardBatch sends a batch to the primary.
 func (p *Pool) forwardBatch(ctx context.Context, why reason, b *pgx.Batch) pgx.BatchResults {
-	ctx, span := p.telemetry.forward(ctx, "batch", why)
+	ctx, stay := p.forward(ctx, "batch", why)
 	results := p.primary.SendBatch(ctx, b)
-	if !span.recording() {
+	if stay == (forwarding{}) {
 		return results
 	}
-	return &spanBatch{BatchResults: results, span: span}
+	return &forwardedBatch{BatchResults: results, stay: stay}
 }
 
 // forwardBegin starts a transaction on the primary.
-func (p *Pool) forwardBegin(ctx context.Context, why reason, options pgx.TxOptions) (pgx.Tx, error) {
-	ctx, span := p.telemetry.forward(ctx, "begin", why)
-	tx, err := p.primary.BeginTx(ctx, options)
-	span.end(err)
-	return tx, err
+func (p *Pool) forwardBegin(ctx context.Context, why reason, options pgx.TxOptions) (tx pgx.Tx, err error) {
+	ctx, stay := p.forward(ctx, "begin", why)
+	defer func() { stay.end(err) }()
+
+	return p.primary.BeginTx(ctx, options)
 }
 
 // forwardCopy copies rows to the primary.
-func (p *Pool) forwardCopy(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (int64, error) {
-	ctx, span := p.telemetry.forward(ctx, "copy", becauseWrite)
-	n, err := p.primary.CopyFrom(ctx, table, columns, source)
-	span.end(err)
-	return n, err
+func (p *Pool) forwardCopy(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (n int64, err error) {
+	ctx, stay := p.forward(ctx, "copy", becauseWrite)
+	defer func() { stay.end(err) }()
+
+	return p.primary.CopyFrom(ctx, table, columns, source)
 }
 
-// spanRows are rows whose span ends when they do.
-type spanRows struct {
-	pgx.Rows
+// forwarding is a statement that runs on the primary. The zero value needs no end.
+type forwarding struct {
 	span span
+	slot chan struct{} // that it has a place in, or nil
 }
 
-func (r *spanRows) Next() bool {
+// forward begins what end ends. Reads that no replica can serve come many at once, when replay stalls. Half of the
+// primary's connections are theirs, so that they keep no write waiting; but none waits for its turn longer than for a
+// replica, as the reads ahead of it may be waiting for it in turn.
+func (p *Pool) forward(ctx context.Context, operation string, why reason) (context.Context, forwarding) {
+	ctx, span := p.telemetry.forward(ctx, operation, why)
+	stay := forwarding{span: span}
+	if why != becauseLag && why != becauseUnreachable {
+		return ctx, stay
+	}
+
+	select {
+	case p.stranded <- struct{}{}:
+		stay.slot = p.stranded
+		return ctx, stay
+	default:
+	}
+	timer := time.NewTimer(p.patience())
+	defer timer.Stop()
+	select {
+	case p.stranded <- struct{}{}:
+		stay.slot = p.stranded
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return ctx, stay
+}
+
+func (f forwarding) end(err error) {
+	f.span.end(err)
+	if f.slot != nil {
+		<-f.slot
+	}
+}
+
+// forwardedRows are the rows of a statement on the primary.
+type forwardedRows struct {
+	pgx.Rows
+	stay forwarding // ends with the rows
+}
+
+func (r *forwardedRows) Next() bool {
 	if r.Rows.Next() {
 		return true
 	}
@@ -75,12 +115,12 @@ func (r *spanRows) Next() bool {
 	return false
 }
 
-func (r *spanRows) Close() {
+func (r *forwardedRows) Close() {
 	r.Rows.Close()
 	r.finish()
 }
 
-func (r *spanRows) Scan(dest ...any) error {
+func (r *forwardedRows) Scan(dest ...any) error {
 	err := r.Rows.Scan(dest...)
 	if err != nil {
 		r.Close()
@@ -88,7 +128,7 @@ func (r *spanRows) Scan(dest ...any) error {
 	return err
 }
 
-func (r *spanRows) Values() ([]any, error) {
+func (r *forwardedRows) Values() ([]any, error) {
 	values, err := r.Rows.Values()
 	if err != nil {
 		r.Close()
@@ -96,21 +136,21 @@ func (r *spanRows) Values() ([]any, error) {
 	return values, err
 }
 
-func (r *spanRows) finish() {
-	r.span.end(r.Rows.Err())
-	r.span = span{}
+func (r *forwardedRows) finish() {
+	r.stay.end(r.Rows.Err())
+	r.stay = forwarding{}
 }
 
-// spanBatch are the results of a batch whose span ends when they do.
-type spanBatch struct {
+// forwardedBatch are the results of a batch on the primary.
+type forwardedBatch struct {
 	pgx.BatchResults
-	span span
+	stay forwarding // ends with the results
 }
 
-func (b *spanBatch) Close() error {
+func (b *forwardedBatch) Close() error {
 	err := b.BatchResults.Close()
-	b.span.end(err)
-	b.span = span{}
+	b.stay.end(err)
+	b.stay = forwarding{}
 	return err
 }
 
@@ -124,7 +164,7 @@ func (p *Pool) learn(ctx context.Context, session *Session) (sessionState, error
 
 	forwarder := primaryConnOf(conn.Conn()).forwarder
 	q := &question{pool: &p.session, session: session, position: true, writes: true}
-	forwarder.announce(q)
+	forwarder.announce(q, false)
 	_, err = conn.Conn().PgConn().Exec(ctx, "select").ReadAll()
 	forwarder.conclude()
 	if q.answered {

@@ -3,6 +3,11 @@ package flyregion
 import (
 	"context"
 	"errors"
+	"io"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -42,6 +47,7 @@ const (
 	becauseLost        reason = "replica_lost"        // the connection broke, or the replica ended it
 	becauseConflict    reason = "replica_conflict"    // replay would not wait for the statement
 	becauseMissing     reason = "replica_missing"     // the replica does not know an object yet
+	becauseOnce        reason = "argument_used_once"  // an argument could not be sent to a second server
 )
 
 // route is where a statement goes, before the replica is asked whether it can serve.
@@ -49,6 +55,11 @@ type route struct {
 	intent
 	to  target
 	why reason
+}
+
+// inspect is inspect with the functions that the config knows.
+func (p *Pool) inspect(sql string) statement {
+	return inspectWith(sql, p.config.Functions)
 }
 
 // route decides where a statement goes, by what its context and its text say.
@@ -59,7 +70,7 @@ func (p *Pool) route(ctx context.Context, sql string, args []any) route {
 		return r
 	}
 
-	s := inspect(sql)
+	s := p.inspect(sql)
 	switch {
 	case s.hint == hintPrimary:
 		r.to, r.why = targetPrimary, becauseAsked
@@ -71,16 +82,43 @@ func (p *Pool) route(ctx context.Context, sql string, args []any) route {
 		r.to, r.why = targetPrimary, becauseWrite
 	case p.refused.contains(sql):
 		r.to, r.why = targetPrimary, becauseRefused
+	case usedOnce(args):
+		r.to, r.why = targetPrimary, becauseOnce
 	default:
 		r.to, r.why = targetReplica, becauseRead
 	}
 	return r
 }
 
+// usedOnce reports whether encoding an argument uses it up, as far as its type tells: then the statement must go where it
+// need not be run again.
+func usedOnce(args []any) bool {
+	for _, arg := range args {
+		switch arg := arg.(type) {
+		case nil, bool, int, int32, int64, float64, string, []byte, time.Time:
+		case io.Reader:
+			return true
+		case pgx.NamedArgs:
+			if usedOnce(slices.Collect(maps.Values(arg))) {
+				return true
+			}
+		case pgx.StrictNamedArgs:
+			if usedOnce(slices.Collect(maps.Values(arg))) {
+				return true
+			}
+		default:
+			if kind := reflect.TypeOf(arg).Kind(); kind == reflect.Func || kind == reflect.Chan {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // routeBatch is route for a batch.
 func (p *Pool) routeBatch(ctx context.Context, b *pgx.Batch) route {
 	r := route{intent: intentOf(ctx)}
-	s := inspectBatch(b)
+	s := p.inspectBatch(b)
 	switch {
 	case r.target != targetAny:
 		r.to, r.why = r.target, becauseAsked
@@ -91,8 +129,11 @@ func (p *Pool) routeBatch(ctx context.Context, b *pgx.Batch) route {
 	default:
 		r.to, r.why = targetReplica, becauseRead
 		for _, q := range b.QueuedQueries {
-			if p.refused.contains(q.SQL) {
+			switch {
+			case s.hint != hintReplica && p.refused.contains(q.SQL):
 				r.to, r.why = targetPrimary, becauseRefused
+			case usedOnce(q.Arguments):
+				r.to, r.why = targetPrimary, becauseOnce
 			}
 		}
 	}
@@ -254,6 +295,11 @@ func (p *Pool) rerun(ctx context.Context, r *route, conn *pgx.Conn, sql string, 
 		return becauseRefused
 	// recovery is in progress; cannot access temporary or unlogged relations, or assign OIDs, during recovery
 	case "55000", "0A000", "XX000":
+		// Other things have these codes too, and are no reason to keep a text from the replica. A message in another
+		// language is not remembered, which costs a refusal each time.
+		if strings.Contains(pgErr.Message, "recovery") {
+			p.refused.add(sql)
+		}
 		return becauseRefused
 	case "57P01", "57P02", "57P03", "57P05": // the server shuts down, has crashed, starts
 		return becauseLost

@@ -133,3 +133,17 @@ func isServerView(name string) bool {
 func hasFoldedPrefix(name, prefix string) bool {
 	return len(name) >= len(prefix) && isFolded(name[:len(prefix)], prefix)
 }
+
+// isFunctionName reports whether a text is a function's name as it stands in a call: without quotes, in lower case, and
+// not cut by the server.
+func isFunctionName(name string) bool {
+	if name == "" || len(name) >= maxName || classes[name[0]] != classLetter {
+		return false
+	}
+	for _, c := range []byte(name) {
+		if !inName[c] || folded[c] != c {
+			return false
+		}
+	}
+	return true
+}

@@ -49,7 +49,10 @@ var (
 
 // TraceQueryStart is called by pgx before Exec, Query and QueryRow.
 func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	s := inspect(data.SQL)
+	if t.pool == nil {
+		return ctx
+	}
+	s := t.pool.inspect(data.SQL)
 	if rewritten(data.Args) {
 		s.access = Write
 	}
@@ -64,7 +67,9 @@ func (t *Tracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, data pgx.Tra
 
 // TraceBatchStart is called by pgx before SendBatch.
 func (t *Tracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	t.start(ctx, conn, inspectBatch(data.Batch), false)
+	if t.pool != nil {
+		t.start(ctx, conn, t.pool.inspectBatch(data.Batch), false)
+	}
 	return ctx
 }
 
@@ -98,7 +103,7 @@ func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s statement, copied 
 	}
 	c.current, c.open = s, conn.PgConn().TxStatus() != 'I'
 	c.question = t.ask(ctx, c, copied)
-	c.forwarder.announce(c.question)
+	c.forwarder.announce(c.question, s.begins && !c.open)
 }
 
 // ask returns what is to be asked along with the statement that begins on c, nil for nothing.
@@ -190,10 +195,10 @@ func (t *Tracer) note(ctx context.Context, wrote bool, q *question) {
 }
 
 // inspectBatch is inspect for the texts of a batch as if they were one.
-func inspectBatch(b *pgx.Batch) statement {
+func (p *Pool) inspectBatch(b *pgx.Batch) statement {
 	s := statement{access: Read, control: len(b.QueuedQueries) > 0}
 	for i, q := range b.QueuedQueries {
-		one := inspect(q.SQL)
+		one := p.inspect(q.SQL)
 		if rewritten(q.Arguments) {
 			one.access = Write
 		}
@@ -201,8 +206,9 @@ func inspectBatch(b *pgx.Batch) statement {
 			s.access = Write
 		}
 		if i == 0 {
-			s.begins, s.hint = one.begins, one.hint
+			s.begins = one.begins
 		}
+		s.hint = max(s.hint, one.hint)
 		s.several = s.several || one.several || i > 0
 		s.control = s.control && one.control
 		s.ends = s.ends || one.ends

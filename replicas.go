@@ -64,8 +64,7 @@ type replica struct {
 	pool    *pgxpool.Pool
 	tracker *tracker
 	// limit bounds, in time, how long a read may be held up by connecting to the replica.
-	limit    time.Duration
-	maxConns int32
+	limit time.Duration
 
 	open, used atomic.Int32 // connections of the pool
 	answered   atomic.Int64 // when a connection was last had, in nanoseconds since 1970
@@ -137,14 +136,12 @@ func (r *replica) probe(ctx context.Context) {
 	r.health.recover()
 }
 
-// acquire returns a connection. A replica that does not answer within limit counts as unreachable, but a pool whose
-// connections are all in use is waited for as pgxpool waits.
+// acquire returns a connection. A replica that has none to give within limit counts as unreachable for a while, whether it
+// does not answer or all of its connections are in use.
 func (r *replica) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	now := time.Now()
-	prompt := r.open.Load() > r.used.Load() && now.UnixNano()-r.answered.Load() < int64(time.Second)
-	full := r.used.Load() >= r.maxConns
 	limited := ctx
-	if !prompt && !full {
+	if prompt := r.open.Load() > r.used.Load() && now.UnixNano()-r.answered.Load() < int64(time.Second); !prompt {
 		var cancel context.CancelFunc
 		limited, cancel = context.WithTimeout(ctx, r.limit)
 		defer cancel()
@@ -261,7 +258,7 @@ func (rs *replicas) in(region string) *replica {
 
 // addReplica makes a replica's pool and tracker from its configuration.
 func (p *Pool) addReplica(ctx context.Context, region string, config *pgxpool.Config) (err error) {
-	r := &replica{region: region, limit: p.config.MaxReplicaWait, maxConns: config.MaxConns}
+	r := &replica{region: region, limit: p.config.MaxReplicaWait}
 
 	// A standby refuses writes by itself. The session refuses them also when the standby is promoted, so that a read
 	// that was lost with its connection has done nothing and can run again.

@@ -50,7 +50,7 @@ func newBatch(queries []*pgx.QueuedQuery) *pgx.Batch {
 
 // move sends the query whose result was err, and all after it, to the primary if that is allowed.
 func (b *replicaBatch) move(err error) (moved bool) {
-	if b.moved || err == nil || b.next > len(b.queries) {
+	if b.moved || b.closed || err == nil || b.next > len(b.queries) {
 		return false
 	}
 	// Closing first tells whether the connection has survived.
@@ -74,6 +74,9 @@ func (b *replicaBatch) release() {
 }
 
 func (b *replicaBatch) Exec() (pgconn.CommandTag, error) {
+	if b.err != nil {
+		return pgconn.CommandTag{}, b.err
+	}
 	b.next++
 	tag, err := b.BatchResults.Exec()
 	if b.move(err) {
@@ -83,6 +86,9 @@ func (b *replicaBatch) Exec() (pgconn.CommandTag, error) {
 }
 
 func (b *replicaBatch) Query() (pgx.Rows, error) {
+	if b.err != nil {
+		return &failedRows{err: b.err}, b.err
+	}
 	b.next++
 	rows, err := b.BatchResults.Query()
 	if err != nil {
@@ -156,4 +162,30 @@ func (r *batchRows) Close() {
 	if r.ended() {
 		r.Rows.Close()
 	}
+}
+
+// pinnedBatch is a batch on a replica that does not move. If it began a transaction, that gives the connection back.
+type pinnedBatch struct {
+	pgx.BatchResults
+	tx replicaTx // its Tx is nil if there is none
+}
+
+func newPinnedBatch(ctx context.Context, rep *replica, conn *pgxpool.Conn, b *pgx.Batch) *pinnedBatch {
+	results := conn.SendBatch(ctx, b)
+	return &pinnedBatch{results, replicaTx{Tx: results.Tx(), replica: rep, conn: conn}}
+}
+
+func (b *pinnedBatch) Close() error {
+	err := b.BatchResults.Close()
+	if b.tx.Tx == nil {
+		b.tx.release()
+	}
+	return err
+}
+
+func (b *pinnedBatch) Tx() pgx.Tx {
+	if b.tx.Tx == nil {
+		return nil
+	}
+	return &b.tx
 }

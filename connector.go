@@ -41,8 +41,8 @@ type Config struct {
 	// reached under its Fly name.
 	ReplicaConnStrings map[string]string
 
-	// AppName is the application_name that the servers see where the connection string and the environment set none.
-	// The default is the environment's FLY_APP_NAME.
+	// AppName is the application_name that the servers see, where there are replicas, if the connection string and the
+	// environment set none. The default is the environment's FLY_APP_NAME.
 	AppName string
 
 	// Balance says which of several replicas a read goes to. The default is fly_balance in the connection string, then
@@ -240,8 +240,8 @@ func (c *Config) normalize() (err error) {
 		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is longer than MaxReplicaWait (fly_max_replica_wait) %v",
 			c.MinReplicaWait, c.MaxReplicaWait)
 	}
-	if wrong := unwritable(c.ConnConfig.ValidateConnect); wrong != "" && len(c.replicaRegions()) > 0 {
-		return fmt.Errorf("target_session_attrs=%s contradicts PrimaryRegion (fly_primary_region, PRIMARY_REGION): the primary is written to", wrong)
+	if wrong := unwritable(c.ConnConfig.ValidateConnect); wrong != "" && (c.SimulateReplica || len(c.replicaRegions()) > 0) {
+		return fmt.Errorf("target_session_attrs=%s contradicts a pool with replicas: it writes to the server that it is for", wrong)
 	}
 	if c.SimulateReplica && len(c.replicaRegions()) > 0 {
 		return fmt.Errorf("invalid SimulateReplica (fly_simulate_replica): it is for one server, and Region (fly_region, FLY_REGION) %q has replicas", c.Region)
@@ -325,7 +325,13 @@ func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ReplicaConnStrings[%q]: %w", region, err)
 	}
-	conn.Host, conn.Port, conn.TLSConfig, conn.Fallbacks = other.ConnConfig.Host, other.ConnConfig.Port, other.ConnConfig.TLSConfig, other.ConnConfig.Fallbacks
+	for name := range other.ConnConfig.RuntimeParams {
+		if strings.HasPrefix(name, settingPrefix) {
+			return nil, fmt.Errorf("ReplicaConnStrings[%q]: setting %s belongs in the pool's own connection string", region, name)
+		}
+	}
+	conn.Host, conn.Port, conn.Fallbacks = other.ConnConfig.Host, other.ConnConfig.Port, other.ConnConfig.Fallbacks
+	conn.TLSConfig, conn.SSLNegotiation = other.ConnConfig.TLSConfig, other.ConnConfig.SSLNegotiation
 	conn.Database, conn.User, conn.Password = other.ConnConfig.Database, other.ConnConfig.User, other.ConnConfig.Password
 	maps.Copy(conn.RuntimeParams, other.ConnConfig.RuntimeParams)
 	return config, nil
@@ -407,23 +413,12 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	}
 
 	p.stranded = make(chan struct{}, max(1, p.config.MaxConns/2))
-	set := &replicas{balance: p.config.Balance}
+	p.replicas = &replicas{balance: p.config.Balance}
 	if p.config.SimulateReplica {
-		if p.primary, err = p.openPrimary(ctx, p.config.Config.Copy()); err != nil {
-			return err
-		}
-		p.replicas = set
-		return p.addReplica(ctx, cmp.Or(p.config.Region, "local"), p.config.Config.Copy())
+		return p.openSimulated(ctx)
 	}
 
-	primary, err := p.config.primaryConfig()
-	if err != nil {
-		return fmt.Errorf("flyregion: PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
-	}
-	if p.primary, err = p.openPrimary(ctx, primary); err != nil {
-		return err
-	}
-	p.replicas = set
+	// The replicas come first: a connection to the primary, which pgxpool may make in the background, speaks to them.
 	for _, region := range regions {
 		config, err := p.config.replicaConfig(region)
 		if err != nil {
@@ -433,5 +428,24 @@ func (p *Pool) open(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return nil
+	primary, err := p.config.primaryConfig()
+	if err != nil {
+		return fmt.Errorf("flyregion: PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
+	}
+	p.primary, err = p.openPrimary(ctx, primary)
+	return err
+}
+
+// openSimulated makes two pools of one server.
+func (p *Pool) openSimulated(ctx context.Context) (err error) {
+	simulated := p.config.Config.Copy()
+	if sessionAttrs(simulated.ConnConfig.ValidateConnect) != "" {
+		// They are about the server. That this session cannot write is its purpose.
+		simulated.ConnConfig.ValidateConnect = nil
+	}
+	if err := p.addReplica(ctx, cmp.Or(p.config.Region, "local"), simulated); err != nil {
+		return err
+	}
+	p.primary, err = p.openPrimary(ctx, p.config.Config.Copy())
+	return err
 }

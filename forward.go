@@ -41,8 +41,8 @@ func join(s ...[]byte) []byte { return bytes.Join(s, nil) }
 
 // question is what is asked along with one statement: who wants to know, what is known beforehand, and the answers.
 type question struct {
-	pool    *Session
-	session *Session // may be nil
+	pool     *Session
+	sessions []*Session // of contexts
 
 	position bool // ask where the log ends when the statement has; in a transaction block that is nobody's business
 	writes   bool // the position counts whatever the probe says
@@ -84,6 +84,7 @@ type forwarder struct {
 	sent        *question // gone, and not answered
 	begins      bool      // what the tracer has announced is a BEGIN
 	kept        string    // a BEGIN that pgx takes for sent, to go with what comes next
+	refused     bool      // the server has refused it
 	outstanding int       // ReadyForQuery messages that pgx waits for
 	completions int       // completed commands that come before the probe's answer, 0 if there is no probe
 
@@ -124,6 +125,9 @@ func (f *forwarder) takeRaw() (ran bool) {
 
 // Write sends whole messages: pgproto3.Frontend never splits one.
 func (f *forwarder) Write(p []byte) (int, error) {
+	if f.refuse(p) {
+		return 0, errNotBegun
+	}
 	if f.keepBegin(p) {
 		return len(p), nil
 	}
@@ -320,7 +324,7 @@ func (f *forwarder) positionAnswered(row []string, idle bool) {
 		p.flush = insert
 	}
 	q.pool.wrote(p)
-	if q.session != nil {
-		q.session.wrote(p)
+	for _, s := range q.sessions {
+		s.wrote(p)
 	}
 }

@@ -1,6 +1,10 @@
 package flyregion
 
-import "github.com/jackc/pgx/v5"
+import (
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+)
 
 // A BEGIN of pgx's does nothing that anybody could see before the transaction's first statement: it takes neither a
 // snapshot nor a lock. So it is kept back and leaves with that statement, and a transaction of one statement costs two
@@ -8,7 +12,8 @@ import "github.com/jackc/pgx/v5"
 //
 // The statement must not run if the BEGIN fails, as it would be committed on its own. In the extended protocol the server
 // sees to that: behind an error it skips all up to the Sync. Before a simple query, which it would not skip, the BEGIN
-// goes alone, and costs the trip that it costs with pgx.
+// goes alone, and costs the trip that it costs with pgx. After a refusal pgx is told of a transaction block that has
+// failed, and nothing but its ROLLBACK is let through.
 
 // plainBegins are the texts that pgx begins transactions with.
 var plainBegins = func() map[string]bool {
@@ -41,7 +46,8 @@ func (f *forwarder) keepBegin(p []byte) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
-	if !f.begins || f.outstanding > 0 || len(p) < 6 || p[0] != 'Q' || messageLen(p) != len(p) {
+	// An answer that is still to come, after a context that ended early, must not be taken for that to the BEGIN.
+	if !f.begins || f.outstanding > 0 || f.sent != nil || f.held != nil || len(p) < 6 || p[0] != 'Q' || messageLen(p) != len(p) {
 		return false
 	}
 	text := p[5 : len(p)-1]
@@ -51,6 +57,31 @@ func (f *forwarder) keepBegin(p []byte) bool {
 	f.kept = string(text)
 	f.unread = append(f.unread, begun...)
 	return true
+}
+
+var errNotBegun = errors.New("flyregion: the server has refused to begin the transaction")
+
+// refuse reports whether p must not be sent because it belongs to a transaction that was not begun.
+func (f *forwarder) refuse(p []byte) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+
+	if !f.refused || string(p) == rollback || p[0] == 'X' {
+		f.refused = false
+		return false
+	}
+	return true
+}
+
+var rollback = string(frontendMessage('Q', []byte("rollback\x00")))
+
+// notBegun notes that the server has refused a BEGIN. It returns what pgx gets to read for the ReadyForQuery z.
+func (f *forwarder) notBegun(z []byte) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+
+	f.refused = true
+	return append(append([]byte(nil), z[:5]...), 'E')
 }
 
 // takeBegin returns the BEGIN that was kept back, if p is something that it must be in front of.
@@ -86,9 +117,6 @@ func (f *forwarder) beginAlone(begin string) (ok bool, err error) {
 	for f.held != nil && f.err == nil {
 		f.readHeld()
 	}
-	if f.err != nil {
-		err, f.err = f.err, nil
-		return false, err
-	}
-	return !f.failing, nil
+	// An error is for pgx to read, behind what the server may have said before.
+	return f.err == nil && !f.failing, nil
 }

@@ -156,16 +156,22 @@ func (f *forwarder) parseHeld() {
 		case kind == 'C' && f.stage == stageBegin:
 			f.pass(rest)
 			return
-		case kind == 'E' && f.stage == stageBegin:
-			f.unread = append(f.unread, m...)
-			f.pass(rest)
-			return
-		case kind == 'E' && f.stage == stageBeginAlone:
+		case kind == 'E' && (f.stage == stageBegin || f.stage == stageBeginAlone):
 			f.unread = append(f.unread, m...)
 			f.failing = true
+		case kind == 'Z' && f.stage == stageBegin:
+			// The server has skipped what pgx sent behind the BEGIN.
+			m = f.notBegun(m)
+			if !f.readyForQuery() {
+				f.unread = append(f.unread, m...)
+				f.pass(rest)
+				return
+			}
+			f.stage, f.row, f.failing = stagePosition, nil, false
+			f.end = m
 		case kind == 'Z' && f.stage == stageBeginAlone:
 			if f.failing {
-				f.unread = append(f.unread, m...)
+				f.unread = append(f.unread, f.notBegun(m)...)
 			}
 			f.pass(rest)
 			return

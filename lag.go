@@ -24,7 +24,7 @@ const lagSQL = `select coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), ` +
 
 // measureLag asks the primary and every replica how far they are, all at once. Servers that do not answer are left out.
 func (p *Pool) measureLag(ctx context.Context) []lag {
-	ctx, cancel := context.WithTimeout(ctx, watcherConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
 
 	var (

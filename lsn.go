@@ -83,8 +83,8 @@ const (
 	missedTime = time.Second
 	// watcherIdleTime is how long a watcher's connection is kept after the last wait.
 	watcherIdleTime = 30 * time.Second
-	// watcherConnectTimeout bounds how long a watcher tries to connect.
-	watcherConnectTimeout = 5 * time.Second
+	// watcherTimeout bounds how long a watcher tries to connect and waits for an answer.
+	watcherTimeout = 2 * time.Second
 )
 
 // tracker knows how far one replica has replayed, and wakes those who wait for a position. However many wait, one
@@ -94,6 +94,8 @@ type tracker struct {
 	ctx    context.Context              // ends when the tracker stops
 	stop   context.CancelFunc
 	latest atomic.Pointer[observation]
+	// doubt is nil until the primary is another one than it was.
+	doubt atomic.Pointer[doubt]
 	// missed is a position that somebody waited for in vain, until it is seen to be replayed; else 0. While the replica
 	// is that far behind nobody else need wait for it.
 	missed   atomic.Uint64
@@ -116,7 +118,7 @@ func newTracker(connect func(context.Context) (*pgconn.PgConn, error)) *tracker 
 	t.conns, _ = puddle.NewPool(&puddle.Config[*pgconn.PgConn]{
 		MaxSize: 1,
 		Constructor: func(ctx context.Context) (*pgconn.PgConn, error) {
-			ctx, cancel := context.WithTimeout(ctx, watcherConnectTimeout)
+			ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 			defer cancel()
 			return connect(ctx)
 		},
@@ -144,7 +146,7 @@ type waiter struct {
 // returns errNotReplayed when limit has passed, the error of ctx when that ends, errClosedPool when the pool closes,
 // and the watcher's error when the replica cannot be asked.
 func (t *tracker) wait(ctx context.Context, need LSN, after uint64, limit time.Duration) error {
-	if o := t.latest.Load(); o != nil && o.asked > after && o.shows(need) {
+	if o := t.latest.Load(); o != nil && o.asked > after && t.shows(o, need) {
 		return nil
 	}
 
@@ -178,7 +180,27 @@ func (t *tracker) replayed() LSN {
 }
 
 // shows reports whether a server that said o shows all that is before need in the log that it replays.
-func (o *observation) shows(need LSN) bool { return o.replayed >= need || !o.recovering }
+func (t *tracker) shows(o *observation, need LSN) bool {
+	return !o.recovering || o.replayed >= need && !t.doubts(o.server, o.replayed)
+}
+
+// doubt is that a standby may have replayed a log which is not the primary's: when a standby is promoted that was behind,
+// another one may hold what the new primary never had, at positions that the new primary uses again. Such a standby
+// cannot follow the new primary. So its positions count when it has replayed more than it had received.
+type doubt struct {
+	since  uint64   // when the primary changed
+	server serverID // the standby that above is about, 0 while nobody asked
+	above  LSN
+}
+
+// doubts reports whether a standby's position is in doubt.
+func (t *tracker) doubts(server serverID, replayed LSN) bool {
+	d := t.doubt.Load()
+	return d != nil && (d.server != server || replayed <= d.above)
+}
+
+// distrust is called when the primary is another one than it was.
+func (t *tracker) distrust() { t.doubt.Store(&doubt{since: clock.Add(1)}) }
 
 func (t *tracker) enter(w *waiter) error {
 	t.mu.Lock()
@@ -275,6 +297,9 @@ func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err er
 	if last := t.latest.Load(); need > 0 && last != nil && last.recovering && last.version >= waitForVersion {
 		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw); %s", need, serverWait.Milliseconds(), reportSQL)
 	}
+	// A connection may have died without a word, and nobody else tells.
+	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
+	defer cancel()
 	err = t.use(ctx, func(conn *pgconn.PgConn) error {
 		o = &observation{asked: clock.Add(1)}
 		o.report, err = askReport(ctx, conn, sql)
@@ -283,8 +308,11 @@ func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err er
 	if err != nil {
 		return nil, err
 	}
+	if d := t.doubt.Load(); d != nil && d.server != o.server && o.asked > d.since {
+		t.doubt.CompareAndSwap(d, &doubt{since: d.since, server: o.server, above: o.received})
+	}
 	t.latest.Store(o)
-	if missed := t.missed.Load(); missed > 0 && o.shows(LSN(missed)) {
+	if missed := t.missed.Load(); missed > 0 && t.shows(o, LSN(missed)) {
 		t.missed.CompareAndSwap(missed, 0)
 	}
 	return o, nil
@@ -344,7 +372,7 @@ func (t *tracker) wake(o *observation) (any bool) {
 
 	// The heap is ordered by position, and who came after the question was sent waits for the next one.
 	var early []*waiter
-	for len(t.waiters) > 0 && o.shows(t.waiters[0].need) {
+	for len(t.waiters) > 0 && t.shows(o, t.waiters[0].need) {
 		w := heap.Pop(&t.waiters).(*waiter)
 		if o.asked <= w.after {
 			early = append(early, w)

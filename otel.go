@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,7 +111,10 @@ func newTelemetry(config Telemetry, measure func(context.Context) []lag) (*telem
 		}
 		return nil
 	}, lagBytes, lagSeconds)
-	return t, err
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // close ends the lag gauges.
@@ -128,11 +132,16 @@ func (t *telemetry) tracing() trace.Tracer {
 		}
 	}
 	b := t.tracer.Load()
-	if b == nil || b.provider != provider {
+	if b == nil || !sameProvider(b.provider, provider) {
 		b = &boundTracer{provider: provider, tracer: provider.Tracer(scope)}
 		t.tracer.Store(b)
 	}
 	return b.tracer
+}
+
+// sameProvider is a == b for providers of any type, also of one whose values cannot be compared.
+func sameProvider(a, b trace.TracerProvider) bool {
+	return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b
 }
 
 func (t *telemetry) metering() bool {

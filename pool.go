@@ -3,6 +3,7 @@ package flyregion
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -59,6 +60,14 @@ func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 
 // Exec runs a statement as [pgxpool.Pool.Exec] does, on the replica if it reads and on the primary if not. A read that
 // the replica cannot run is run on the primary; every other error is returned as pgx gave it.
+//
+// Whoever cannot pass a context says where with a comment of its own in the text: /* flyregion:primary */ or
+// /* flyregion:replica */, anywhere in it and beside other comments. A context says it louder, and what the replica
+// cannot run runs on the primary all the same.
+//
+// A text of several statements is a read if all of them are. A transaction that it begins and does not end is rolled back,
+// as pgxpool closes a connection that comes back within one: begin, commit and SET TRANSACTION as texts of their own do
+// nothing on a Pool that lasts. They do on a connection of [Pool.Acquire].
 func (p *Pool) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	if p.replicas == nil {
 		return p.primary.Exec(ctx, sql, args...)
@@ -75,15 +84,23 @@ func (p *Pool) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comman
 		}
 		return p.forwardExec(ctx, r.why, sql, args)
 	}
+	tag, why, err := p.execReplica(ctx, &r, rep, conn, sql, args)
+	if why != "" {
+		return p.forwardExec(ctx, why, sql, args)
+	}
+	return tag, err
+}
+
+// execReplica runs a statement on a replica's connection and gives that back. If the primary is to run it again it says
+// why.
+func (p *Pool) execReplica(ctx context.Context, r *route, rep *replica, conn *pgxpool.Conn, sql string, args []any) (pgconn.CommandTag, reason, error) {
+	defer rep.release(conn)
+
 	tag, err := conn.Exec(ctx, sql, args...)
 	if err != nil {
-		if why := p.rerun(ctx, &r, conn.Conn(), sql, err); why != "" {
-			rep.release(conn)
-			return p.forwardExec(ctx, why, sql, args)
-		}
+		return tag, p.rerun(ctx, r, conn.Conn(), sql, err), err
 	}
-	rep.release(conn)
-	return tag, err
+	return tag, "", nil
 }
 
 // Query runs a statement as [pgxpool.Pool.Query] does, on the replica if it reads and on the primary if not. A read that
@@ -118,7 +135,21 @@ func (p *Pool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	if p.replicas == nil {
 		return p.primary.QueryRow(ctx, sql, args...)
 	}
-	rows, _ := p.Query(ctx, sql, args...)
+	r := p.route(ctx, sql, args)
+	if r.to == targetPrimary {
+		return p.forwardQueryRow(ctx, r.why, sql, args)
+	}
+
+	rep, conn, err := p.acquireReplica(ctx, &r)
+	if conn == nil {
+		if err != nil {
+			return &row{&failedRows{err: err}}
+		}
+		return p.forwardQueryRow(ctx, r.why, sql, args)
+	}
+	rows := &replicaRows{pool: p, replica: rep, conn: conn, route: r, ctx: ctx, sql: sql, args: args}
+	// Its error is that of the rows.
+	_ = rows.start()
 	return &row{rows}
 }
 
@@ -140,6 +171,10 @@ func (p *Pool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 		}
 		return p.forwardBatch(ctx, r.why, b)
 	}
+	if r.target == targetReplica {
+		// It stays there, and may begin a transaction.
+		return newPinnedBatch(ctx, rep, conn, b)
+	}
 	return newReplicaBatch(ctx, p, r, rep, conn, b)
 }
 
@@ -149,7 +184,8 @@ func (p *Pool) Begin(ctx context.Context) (pgx.Tx, error) {
 }
 
 // BeginTx starts a transaction as [pgxpool.Pool.BeginTx] does: on the replica if it is read-only and not serializable,
-// which a standby cannot be, and on the primary if not. Within a transaction nothing is run twice.
+// which a standby cannot be, and on the primary if not. Within a transaction nothing is run twice. One on the replica
+// cannot be made writable: SET TRANSACTION READ WRITE fails there with SQLSTATE 0A000.
 func (p *Pool) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error) {
 	if p.replicas == nil {
 		return p.primary.BeginTx(ctx, options)
@@ -194,6 +230,10 @@ func (p *Pool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNam
 
 // Acquire returns a connection to the primary as [pgxpool.Pool.Acquire] does, or one to the replica where the context
 // comes from [WithReplica].
+//
+// What is run on it is not routed, and means what it means to pgxpool: transactions, savepoints and settings as texts,
+// several statements in one. What it wrote counts from when the server says that the transaction has ended, by whatever
+// text that was.
 func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if p.replicas == nil {
 		return p.primary.Acquire(ctx)
@@ -259,14 +299,17 @@ func (p *Pool) Config() *Config { return p.config.Copy() }
 // Close closes the connections of all servers and rejects what comes later, as [pgxpool.Pool.Close] does. It returns when
 // every connection is back and closed and nothing of the pool runs any more.
 func (p *Pool) Close() {
+	// All at once, so that the pool of no server serves while that of another waits for its connections.
+	var closing sync.WaitGroup
+	if p.primary != nil {
+		closing.Go(p.primary.Close)
+	}
 	if p.replicas != nil {
 		for _, r := range p.replicas.list {
-			r.close()
+			closing.Go(r.close)
 		}
 	}
-	if p.primary != nil {
-		p.primary.Close()
-	}
+	closing.Wait()
 	if p.telemetry != nil {
 		p.telemetry.close()
 	}

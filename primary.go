@@ -35,6 +35,30 @@ func (p *Pool) forwardQuery(ctx context.Context, why reason, sql string, args []
 	return &forwardedRows{Rows: rows, stay: stay}, nil
 }
 
+// forwardQueryRow runs a statement with one row on the primary.
+func (p *Pool) forwardQueryRow(ctx context.Context, why reason, sql string, args []any) pgx.Row {
+	ctx, stay := p.forward(ctx, "query", why)
+	row := p.primary.QueryRow(ctx, sql, args...)
+	if stay == (forwarding{}) {
+		return row
+	}
+	return &forwardedRow{Row: row, stay: stay}
+}
+
+// forwardedRow is the row of a statement on the primary.
+type forwardedRow struct {
+	pgx.Row
+	stay forwarding // ends with the row
+}
+
+func (r *forwardedRow) Scan(dest ...any) (err error) {
+	defer func() {
+		r.stay.end(err)
+		r.stay = forwarding{}
+	}()
+	return r.Row.Scan(dest...)
+}
+
 // forwardBatch sends a batch to the primary.
 func (p *Pool) forwardBatch(ctx context.Context, why reason, b *pgx.Batch) pgx.BatchResults {
 	ctx, stay := p.forward(ctx, "batch", why)
@@ -163,7 +187,7 @@ func (p *Pool) learn(ctx context.Context, session *Session) (sessionState, error
 	defer conn.Release()
 
 	forwarder := primaryConnOf(conn.Conn()).forwarder
-	q := &question{pool: &p.session, session: session, position: true, writes: true}
+	q := &question{pool: &p.session, sessions: []*Session{session}, position: true, writes: true}
 	forwarder.announce(q, false)
 	_, err = conn.Conn().PgConn().Exec(ctx, "select").ReadAll()
 	forwarder.conclude()
@@ -260,7 +284,11 @@ func (p *Pool) attach(config *pgx.ConnConfig) {
 			return pgconn.ErrReadOnlyConnection
 		}
 		p.measured(time.Since(began))
-		p.origin.Store(int64(report.server))
+		if old := p.origin.Swap(int64(report.server)); old != 0 && old != int64(report.server) {
+			for _, r := range p.replicas.list {
+				r.tracker.distrust()
+			}
+		}
 		f.open(report.server)
 		conn.CustomData()[customDataKey] = &primaryConn{forwarder: f}
 		return nil

@@ -3,6 +3,7 @@ package flyregion
 import (
 	"hash/maphash"
 	"math/bits"
+	"math/rand/v2"
 	"sync/atomic"
 )
 
@@ -78,8 +79,8 @@ func (s *refusalSet) insert(h uint64) {
 	if fresh == 0 {
 		return // one shape in 2^62 is never remembered
 	}
-	// The search begins anywhere, so that new entries do not all take the place of the newest.
-	first := int(h>>2) % len(s)
+	// The search begins anywhere, so that no two keep taking each other's place.
+	first := rand.IntN(len(s))
 	for i := range s {
 		way := &s[(first+i)%len(s)]
 		if entry := way.Load(); entry&refusalCount == 0 && way.CompareAndSwap(entry, fresh) {

@@ -69,8 +69,17 @@ type replica struct {
 	open, used atomic.Int32 // connections of the pool
 	answered   atomic.Int64 // when a connection was last had, in nanoseconds since 1970
 
+	hooked bool // the app looks at every connection that is acquired
+
 	health health
 }
+
+// hookError is an error of the app's own hook, which says nothing about the replica.
+type hookError struct{ err error }
+
+func (e *hookError) Error() string { return e.err.Error() }
+
+type prepareKey struct{}
 
 // health remembers that a replica could not be reached, so that reads do not wait for it one after the other.
 type health struct {
@@ -126,7 +135,7 @@ func (r *replica) up() bool {
 
 // probe asks the replica whether it is back.
 func (r *replica) probe(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, watcherConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
 
 	if _, err := r.tracker.observe(ctx, 0); err != nil {
@@ -147,8 +156,16 @@ func (r *replica) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		defer cancel()
 	}
 
+	var hook *hookError
+	if r.hooked {
+		hook = &hookError{}
+		limited = context.WithValue(limited, prepareKey{}, hook)
+	}
 	conn, err := r.pool.Acquire(limited)
 	if err != nil {
+		if hook != nil && hook.err != nil {
+			return nil, hook
+		}
 		if ctx.Err() == nil && !errors.Is(err, errClosedPool) {
 			r.health.fail()
 		}
@@ -174,19 +191,22 @@ func (r *replica) shows(conn *pgx.Conn, state sessionState) bool {
 	if c == nil {
 		return false
 	}
-	if c.replayed >= state.position {
+	if c.recovering && c.replayed >= state.position && !r.tracker.doubts(c.server, c.replayed) {
 		return true
 	}
 	if !c.recovering {
 		// A server that is no standby is fresh if it is the primary that was written to. If it is another, somebody
-		// promoted it, and nothing is sure beyond what it had replayed until then.
+		// promoted it, and nothing is sure.
 		return c.server == state.origin
 	}
 	o := r.tracker.latest.Load()
 	if o == nil || o.server != c.server || o.asked <= c.opened {
 		return false
 	}
-	return o.replayed >= state.position || !o.recovering && o.server == state.origin
+	if !o.recovering {
+		return o.server == state.origin
+	}
+	return r.tracker.shows(o, state.position)
 }
 
 // ask brings what is known of conn up to date.
@@ -272,6 +292,17 @@ func (p *Pool) addReplica(ctx context.Context, region string, config *pgxpool.Co
 			}
 		}
 		return r.welcome(ctx, conn)
+	}
+
+	if prepare := config.PrepareConn; prepare != nil {
+		r.hooked = true
+		config.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+			ok, err := prepare(ctx, conn)
+			if hook, _ := ctx.Value(prepareKey{}).(*hookError); hook != nil {
+				hook.err = err
+			}
+			return ok, err
+		}
 	}
 
 	beforeConnect := config.BeforeConnect

@@ -109,9 +109,22 @@ func (r *row) Scan(dest ...any) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	// A panic of a Scanner must not keep the connection.
-	defer rows.Close()
+	panicked := true
+	defer func() {
+		if replica, ok := rows.(*replicaRows); ok && panicked {
+			// As pgxpool does: the pool closes a connection that has rows left to read.
+			replica.release()
+			return
+		}
+		rows.Close()
+	}()
 
+	err := scanRow(rows, dest)
+	panicked = false
+	return err
+}
+
+func scanRow(rows pgx.Rows, dest []any) error {
 	for _, d := range dest {
 		if _, ok := d.(*pgtype.DriverBytes); ok {
 			return fmt.Errorf("cannot scan into *pgtype.DriverBytes from QueryRow")

@@ -19,13 +19,15 @@ type report struct {
 	recovering bool // a standby
 	readOnly   bool // refuses writes by default: a standby, or a demoted primary, which Fly sets read-only
 	replayed   LSN  // how far a standby has replayed; what it had replayed last if it was promoted
+	received   LSN  // how far it has received the log, or replayed if that is further
 	version    int  // server_version_num, such as 150018
 }
 
 // reportSQL works on PostgreSQL 10 and newer and needs no privilege.
 const reportSQL = `select (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
 	`pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only'), ` +
-	`coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), pg_catalog.current_setting('server_version_num')`
+	`coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), pg_catalog.current_setting('server_version_num'), ` +
+	`coalesce(greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), '0/0')`
 
 // askReport asks the server at the other end of conn about itself. sql is reportSQL, or something that ends with it.
 func askReport(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
@@ -42,6 +44,10 @@ func askReport(ctx context.Context, conn *pgconn.PgConn, sql string) (report, er
 	if err != nil {
 		return report{}, err
 	}
+	received, err := ParseLSN(string(row[5]))
+	if err != nil {
+		return report{}, err
+	}
 	version, err := strconv.Atoi(string(row[4]))
 	if err != nil {
 		return report{}, fmt.Errorf("flyregion: server_version_num: %w", err)
@@ -51,6 +57,7 @@ func askReport(ctx context.Context, conn *pgconn.PgConn, sql string) (report, er
 		recovering: string(row[1]) == "t",
 		readOnly:   string(row[2]) == "on",
 		replayed:   replayed,
+		received:   received,
 		version:    version,
 	}, nil
 }

@@ -53,6 +53,9 @@ type statement struct {
 	control  bool // a statement in it begins, ends or shapes a transaction
 	begins   bool // the first statement begins a transaction
 	ends     bool // a statement in it may end a transaction
+	remains  bool // a transaction block is open when the text has run, by what its transaction control says
+	shows    bool // a statement in it is a SHOW, which needs no snapshot
+	unknown  bool // a statement in it begins with a word that is not looked at: a lesser command, or a prepared statement
 	copiesIn bool // a statement in it is a COPY FROM, behind which the server may expect data
 	settings bool // the text may change a setting of the session; an UPDATE's SET does not count
 }
@@ -133,10 +136,11 @@ type current struct {
 	changes bool // executing it changes or locks something
 	effects bool // it calls or names something that belongs to the primary
 
-	with    bool // WITH was seen, so that other statements may be nested in it
-	clause  word // FOR, UPDATE or DELETE, while the next word decides what it is; ANALYZE in options likewise
-	chained bool // names after a dot may be calls, as in (x).a.b
-	atomic  int  // open BEGIN ATOMIC and CASE in the body of a CREATE FUNCTION
+	with      bool // WITH was seen, so that other statements may be nested in it
+	clause    word // FOR, UPDATE or DELETE, while the next word decides what it is; ANALYZE in options likewise
+	finishing bool // it ends a transaction
+	chained   bool // names after a dot may be calls, as in (x).a.b
+	atomic    int  // open BEGIN ATOMIC and CASE in the body of a CREATE FUNCTION
 }
 
 // end ends the current statement.
@@ -159,6 +163,9 @@ func (p *inspector) onWord(start, end int) {
 		p.settings = true
 	}
 	switch {
+	case p.finishing && strings.EqualFold(text, "chain"):
+		// COMMIT AND CHAIN begins the next block. So does not AND NO CHAIN, which is as rare as it is harmless.
+		p.remains = true
 	case p.state == inQuery:
 		p.body(w, text)
 	case p.state < inQuery:
@@ -227,6 +234,8 @@ func (p *inspector) start(w word) {
 	alone := p.depth == 0 && !p.explain
 	p.state = inWrite
 	switch w {
+	case wordOther:
+		p.unknown = true
 	case wordSelect, wordValues, wordTable:
 		p.state = inQuery
 	case wordWith:
@@ -237,6 +246,7 @@ func (p *inspector) start(w word) {
 			p.state, p.changes = inQuery, true
 		}
 	case wordShow:
+		p.shows = true
 		if alone {
 			p.state = inShow
 		}
@@ -249,11 +259,11 @@ func (p *inspector) start(w word) {
 			p.state, p.copies = inCopy, true
 		}
 	case wordBegin:
-		p.control, p.begins = true, p.begins || p.statements == 0
+		p.control, p.remains, p.begins = true, true, p.begins || p.statements == 0
 	case wordControl:
 		p.control = true
 	case wordFinish, wordEnd:
-		p.control, p.ends = true, true
+		p.control, p.ends, p.remains, p.finishing = true, true, false, true
 	case wordPrepare:
 		p.state = inPrepare
 	case wordSet:
@@ -264,10 +274,10 @@ func (p *inspector) start(w word) {
 }
 
 // show takes the name of a setting that is shown. Most are the same everywhere, and a pool gives no hold on a session
-// whose own they could be; these two tell the servers apart.
+// whose own they could be; these two tell the servers apart, and ALL shows them too.
 func (p *inspector) show(name string) {
 	p.state = inQuery
-	if strings.EqualFold(name, "transaction_read_only") || strings.EqualFold(name, "in_hot_standby") {
+	if strings.EqualFold(name, "transaction_read_only") || strings.EqualFold(name, "in_hot_standby") || strings.EqualFold(name, "all") {
 		p.effects = true
 	}
 }

@@ -3,6 +3,7 @@ package flyregion
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -23,6 +24,8 @@ type primaryConn struct {
 
 	// Of the transaction block that is open: it has written, and may commit asynchronously.
 	wrote, async bool
+	// Of the contexts of the statement, and of the block that it is in.
+	sessions []*Session
 }
 
 func primaryConnOf(conn *pgx.Conn) *primaryConn {
@@ -102,34 +105,42 @@ func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s statement, copied 
 		c.wrote, c.async = true, true
 	}
 	c.current, c.open = s, conn.PgConn().TxStatus() != 'I'
-	c.question = t.ask(ctx, c, copied)
+	if own := intentOf(ctx).session; own != nil && !slices.Contains(c.sessions, own) {
+		c.sessions = append(c.sessions, own)
+	}
+	c.question = t.ask(c, copied)
 	c.forwarder.announce(c.question, s.begins && !c.open)
 }
 
 // ask returns what is to be asked along with the statement that begins on c, nil for nothing.
-func (t *Tracer) ask(ctx context.Context, c *primaryConn, copied bool) *question {
+func (t *Tracer) ask(c *primaryConn, copied bool) *question {
 	s := c.current
-	own := intentOf(ctx).session
 	q := &question{
-		pool:    &t.pool.session,
-		session: own,
-		ends:    s.ends,
-		async:   c.async || s.settings,
-		copied:  copied,
+		pool:     &t.pool.session,
+		sessions: c.sessions,
+		ends:     s.ends,
+		async:    c.async || s.settings,
+		copied:   copied,
 	}
 	switch {
 	case s.copiesIn:
 		return nil
+	case s.remains:
+		// A question would be the first statement of the block that is open afterwards, and take its snapshot, after
+		// which its isolation level cannot be set.
+		return nil
 	case c.open && s.ends:
 		q.position, q.writes = c.wrote || s.several, true
 	case c.open:
-		// Nothing of a transaction block counts before it commits.
-	case s.begins && !s.ends:
-		// A question would be the first statement of the transaction, after which its isolation level cannot be set.
-		return nil
+		// Nothing of a transaction block counts before it commits. The probe takes a snapshot, so it must not go with
+		// what takes none; nor need it go with what writes by its text.
+		if s.access == Write || s.shows {
+			return nil
+		}
 	default:
 		q.position = true
-		q.writes = s.access == Write || t.pool.unsure(t.pool.session.load()) || own != nil && t.pool.unsure(own.load())
+		q.writes = s.access == Write || t.pool.unsure(t.pool.session.load()) ||
+			slices.ContainsFunc(c.sessions, func(s *Session) bool { return t.pool.unsure(s.load()) })
 	}
 	return q
 }
@@ -150,19 +161,19 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 
 	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
 		wrote := c.wrote || raw || !c.open && mayHaveWritten(s, q, err)
-		c.wrote, c.async = false, false
-		t.note(ctx, wrote, q)
+		t.note(ctx, c, wrote, q)
+		c.wrote, c.async, c.sessions = false, false, nil
 		return
 	}
 	// A transaction block goes on, or has begun. The text may have ended another before it.
-	if s.ends {
-		t.note(ctx, c.wrote || mayHaveWritten(s, q, err), q)
+	if s.ends || s.unknown {
+		t.note(ctx, c, c.wrote || mayHaveWritten(s, q, err), q)
 	}
 	if !s.control || s.several {
 		c.wrote = c.wrote || mayHaveWritten(s, q, err)
 	}
 	c.wrote = c.wrote || raw
-	c.async = c.async || s.settings || q.async || raw
+	c.async = c.async || s.settings || s.unknown || q.async || raw
 }
 
 // mayHaveWritten reports whether a statement may have written something: by its text, or by what the probe says of the
@@ -181,15 +192,15 @@ func mayHaveWritten(s statement, q *question, err error) bool {
 }
 
 // note makes a write count whose position was not told.
-func (t *Tracer) note(ctx context.Context, wrote bool, q *question) {
+func (t *Tracer) note(ctx context.Context, c *primaryConn, wrote bool, q *question) {
 	switch {
 	case !wrote:
 	case q.answered:
 		t.pool.awaitWrite(ctx)
 	default:
 		t.pool.session.wroteUnknown()
-		if own := intentOf(ctx).session; own != nil {
-			own.wroteUnknown()
+		for _, s := range c.sessions {
+			s.wroteUnknown()
 		}
 	}
 }
@@ -212,6 +223,11 @@ func (p *Pool) inspectBatch(b *pgx.Batch) statement {
 		s.several = s.several || one.several || i > 0
 		s.control = s.control && one.control
 		s.ends = s.ends || one.ends
+		if one.control {
+			s.remains = one.remains
+		}
+		s.shows = s.shows || one.shows
+		s.unknown = s.unknown || one.unknown
 		s.settings = s.settings || one.settings
 		s.copiesIn = s.copiesIn || one.copiesIn
 	}

@@ -1,0 +1,331 @@
+package flyregion
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/flyregion/flyregion/internal/pgcluster"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// pgxpoolIn returns a pgxpool on the server in a region, with the network of an app in another.
+func pgxpoolIn(b testing.TB, cluster *pgcluster.Cluster, app, server string, change ...func(*pgxpool.Config)) *pgxpool.Pool {
+	b.Helper()
+	config, err := pgxpool.ParseConfig(strings.Replace(cluster.URL(), "app.internal:5432", server+".app.internal:5433", 1))
+	if err != nil {
+		b.Fatal(err)
+	}
+	site := cluster.From(app)
+	config.ConnConfig.LookupFunc, config.ConnConfig.DialFunc = site.LookupHost, site.DialContext
+	for _, f := range change {
+		f(config)
+	}
+	pool, err := pgxpool.NewWithConfig(b.Context(), config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(pool.Close)
+	return pool
+}
+
+// median returns the middle one of some values.
+func median(values []float64) float64 {
+	slices.Sort(values)
+	return values[len(values)/2]
+}
+
+// benchSlice is one run of a benchmark's two contestants after each other.
+type benchSlice struct {
+	took   [2]time.Duration
+	allocs [2]uint64
+}
+
+// alternate runs two contestants in short slices that alternate, size operations each. Two pools that are equal differ by
+// some percent over a whole run, by luck; neighbouring slices do not. It reports both and the median of their ratios.
+func alternate(b *testing.B, size int, names [2]string, run [2]func(n int) error) {
+	var done []benchSlice
+	var memory runtime.MemStats
+	mallocs := func() uint64 {
+		runtime.ReadMemStats(&memory)
+		return memory.Mallocs
+	}
+	for _, f := range run {
+		if err := f(size); err != nil { // warm up
+			b.Fatal(err)
+		}
+	}
+	const least = 20 // slices, also with -benchtime=1x
+	for n := 0; n < b.N || len(done) < least; n += size {
+		var s benchSlice
+		for i := range run {
+			i := (i + len(done)) % 2 // neither is always the first
+			before := mallocs()
+			began := time.Now()
+			if err := run[i](size); err != nil {
+				b.Fatal(err)
+			}
+			s.took[i] = time.Since(began)
+			s.allocs[i] = mallocs() - before
+		}
+		done = append(done, s)
+	}
+
+	operations := float64(len(done) * size)
+	ratios := make([]float64, len(done))
+	var took [2]time.Duration
+	var allocs [2]uint64
+	for i, s := range done {
+		ratios[i] = float64(s.took[1]) / float64(s.took[0])
+		for j := range run {
+			took[j] += s.took[j]
+			allocs[j] += s.allocs[j]
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for i, name := range names {
+		b.ReportMetric(float64(took[i])/operations, name+"-ns/op")
+		b.ReportMetric(float64(allocs[i])/operations, name+"-allocs/op")
+	}
+	b.ReportMetric(median(ratios), "ratio")
+}
+
+// BenchmarkRead is a read on the local replica, through flyregion and through a pgxpool that is connected to it.
+func BenchmarkRead(b *testing.B) {
+	cluster := sharedCluster(b)
+	raw := pgxpoolIn(b, cluster, "ord", "ord")
+	pool := poolIn(b, cluster, "ord")
+	ctx := b.Context()
+
+	for _, test := range []struct {
+		name string
+		read func(statements) error
+	}{
+		{"QueryRow", func(db statements) error {
+			var one int
+			return db.QueryRow(ctx, "select 1").Scan(&one)
+		}},
+		{"Query", func(db statements) error {
+			rows, err := db.Query(ctx, "select 1")
+			if err != nil {
+				return err
+			}
+			for rows.Next() {
+				var one int
+				if err := rows.Scan(&one); err != nil {
+					return err
+				}
+			}
+			return rows.Err()
+		}},
+		{"Exec", func(db statements) error {
+			_, err := db.Exec(ctx, "select 1")
+			return err
+		}},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			times := func(db statements) func(int) error {
+				return func(n int) error {
+					for range n {
+						if err := test.read(db); err != nil {
+							return err
+						}
+					}
+					return nil
+				}
+			}
+			alternate(b, 100, [2]string{"pgxpool", "flyregion"}, [2]func(int) error{times(raw), times(pool)})
+		})
+	}
+}
+
+// BenchmarkForward is a write whose position is known when it returns, over a link to the primary with latency. It tells
+// how many round trips that takes, beside a pgxpool whose user asks for the position.
+func BenchmarkForward(b *testing.B) {
+	const roundTrip = 20 * time.Millisecond
+	cluster := sharedCluster(b)
+	name := table(b, cluster, "id int")
+	cluster.SetLatency("ord", "nrt", roundTrip)
+	b.Cleanup(func() { cluster.SetLatency("ord", "nrt", 0) })
+	ctx := b.Context()
+	insert := "insert into " + name + " values (1)"
+
+	pool := poolIn(b, cluster, "ord")
+	raw := pgxpoolIn(b, cluster, "ord", "nrt")
+	for _, test := range []struct {
+		name  string
+		write func() error
+	}{
+		{"flyregion", func() error {
+			_, err := pool.Exec(ctx, insert)
+			return err
+		}},
+		{"pgxpool-then-position", func() error {
+			if _, err := raw.Exec(ctx, insert); err != nil {
+				return err
+			}
+			var position string
+			return raw.QueryRow(ctx, "select pg_current_wal_flush_lsn()::text").Scan(&position)
+		}},
+		{"pgxpool", func() error {
+			_, err := raw.Exec(ctx, insert)
+			return err
+		}},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			if err := test.write(); err != nil { // connects, and prepares the statement
+				b.Fatal(err)
+			}
+			var took []float64
+			for b.Loop() {
+				began := time.Now()
+				if err := test.write(); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, float64(time.Since(began))/float64(roundTrip))
+			}
+			b.ReportMetric(median(took), "trips/op")
+		})
+	}
+}
+
+// BenchmarkConsistentRead is the time from a write's return to the end of a read on the local replica that sees it,
+// beside an app that asks the replica every millisecond.
+func BenchmarkConsistentRead(b *testing.B) {
+	cluster := sharedCluster(b)
+	name := table(b, cluster, "id int")
+	ctx := b.Context()
+	insert, last := "insert into "+name+" values ($1)", "select max(id) from "+name
+
+	pool := poolIn(b, cluster, "ord", waits(time.Second, time.Second))
+	primary, replica := pgxpoolIn(b, cluster, "ord", "nrt"), pgxpoolIn(b, cluster, "ord", "ord")
+	id := 0
+	for _, test := range []struct {
+		name        string
+		write, read func() error
+	}{
+		{
+			name: "flyregion",
+			write: func() error {
+				_, err := pool.Exec(ctx, insert, id)
+				return err
+			},
+			read: func() error {
+				var got int
+				if err := pool.QueryRow(ctx, last).Scan(&got); err != nil || got != id {
+					return fmt.Errorf("read %d after %d was written: %w", got, id, err)
+				}
+				return nil
+			},
+		},
+		{
+			name: "poll-1ms",
+			write: func() error {
+				_, err := primary.Exec(ctx, insert, id)
+				return err
+			},
+			read: func() error {
+				var position string
+				if err := primary.QueryRow(ctx, "select pg_current_wal_flush_lsn()::text").Scan(&position); err != nil {
+					return err
+				}
+				for shown := false; !shown; {
+					err := replica.QueryRow(ctx, "select pg_last_wal_replay_lsn() >= $1::text::pg_lsn", position).Scan(&shown)
+					if err != nil {
+						return err
+					}
+					if !shown {
+						time.Sleep(time.Millisecond)
+					}
+				}
+				var got int
+				if err := replica.QueryRow(ctx, last).Scan(&got); err != nil || got != id {
+					return fmt.Errorf("read %d after %d was written: %w", got, id, err)
+				}
+				return nil
+			},
+		},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			const least = 50 // also with -benchtime=1x
+			var took []float64
+			for range max(b.N, least) {
+				id++
+				if err := test.write(); err != nil {
+					b.Fatal(err)
+				}
+				began := time.Now()
+				if err := test.read(); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, float64(time.Since(began))/float64(time.Millisecond))
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(median(took), "p50-ms")
+			b.ReportMetric(took[len(took)*99/100], "p99-ms") // median has sorted them
+		})
+	}
+}
+
+// BenchmarkMixed is an app of which one statement in twenty writes, beside a pgxpool on the primary.
+func BenchmarkMixed(b *testing.B) {
+	cluster := sharedCluster(b)
+	name := table(b, cluster, "id int primary key, v int")
+	ctx := b.Context()
+	if err := cluster.Leader().Exec(ctx, "insert into "+name+" select generate_series(0, 999), 0"); err != nil {
+		b.Fatal(err)
+	}
+	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+		b.Fatal(err)
+	}
+	const conns = 16
+	raw := pgxpoolIn(b, cluster, "ord", "nrt", func(c *pgxpool.Config) { c.MaxConns = conns })
+	pool := poolIn(b, cluster, "ord", func(c *Config) { c.MaxConns = conns })
+
+	mixed := func(db statements, goroutines int) func(int) error {
+		return func(n int) error {
+			var wg sync.WaitGroup
+			var turn atomic.Int64
+			errs := make(chan error, goroutines)
+			for range goroutines {
+				wg.Go(func() {
+					for i := turn.Add(1); i <= int64(n); i = turn.Add(1) {
+						if err := mixedStatement(ctx, db, name, int(i)); err != nil {
+							errs <- err
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			select {
+			case err := <-errs:
+				return err
+			default:
+				return nil
+			}
+		}
+	}
+	for _, goroutines := range []int{8, 64} {
+		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
+			alternate(b, 400, [2]string{"pgxpool", "flyregion"},
+				[2]func(int) error{mixed(raw, goroutines), mixed(pool, goroutines)})
+		})
+	}
+}
+
+// mixedStatement writes for one in twenty i.
+func mixedStatement(ctx context.Context, db statements, table string, i int) error {
+	if i%20 == 0 {
+		_, err := db.Exec(ctx, "update "+table+" set v = v + 1 where id = $1", i%1000)
+		return err
+	}
+	var v int
+	return db.QueryRow(ctx, "select v from "+table+" where id = $1", i%1000).Scan(&v)
+}

@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -22,6 +23,7 @@ type replicaBatch struct {
 	queries []*pgx.QueuedQuery // the caller's, never sent
 	next    int                // of queries, whose result is next
 	moved   bool               // the primary answers
+	peeked  pgx.Rows           // of the first query, if Close has looked at them
 	closed  bool
 	err     error // what Close returns
 }
@@ -77,6 +79,10 @@ func (b *replicaBatch) Exec() (pgconn.CommandTag, error) {
 	if b.err != nil {
 		return pgconn.CommandTag{}, b.err
 	}
+	if rows := b.takePeeked(); rows != nil {
+		rows.Close()
+		return rows.CommandTag(), rows.Err()
+	}
 	b.next++
 	tag, err := b.BatchResults.Exec()
 	if b.move(err) {
@@ -88,6 +94,9 @@ func (b *replicaBatch) Exec() (pgconn.CommandTag, error) {
 func (b *replicaBatch) Query() (pgx.Rows, error) {
 	if b.err != nil {
 		return &failedRows{err: b.err}, b.err
+	}
+	if rows := b.takePeeked(); rows != nil {
+		return rows, rows.Err()
 	}
 	b.next++
 	rows, err := b.BatchResults.Query()
@@ -114,6 +123,7 @@ func (b *replicaBatch) Close() error {
 	if b.closed {
 		return b.err
 	}
+	b.peek()
 	for b.err == nil && b.next < len(b.queries) {
 		if q := b.queries[b.next]; q.Fn != nil {
 			b.err = q.Fn(b)
@@ -127,6 +137,31 @@ func (b *replicaBatch) Close() error {
 	}
 	b.release()
 	return b.err
+}
+
+// peek finds out whether the batch failed before any of it was run, as one does that has a mistake in a text. pgx runs no
+// callback then.
+func (b *replicaBatch) peek() {
+	if b.next > 0 || b.next == len(b.queries) || b.queries[0].Fn == nil {
+		return
+	}
+	rows, err := b.Query()
+	var early pgx.ErrPreprocessingBatch
+	if errors.As(err, &early) {
+		b.err = err
+		return
+	}
+	b.peeked = rows
+	b.next = 0
+}
+
+func (b *replicaBatch) takePeeked() pgx.Rows {
+	rows := b.peeked
+	if rows != nil {
+		b.peeked = nil
+		b.next++
+	}
+	return rows
 }
 
 // batchRows are the rows of one query of a batch. Until the first of them is delivered the query may still move.

@@ -966,9 +966,7 @@ func TestForwardSpanEnds(t *testing.T) {
 				t.Errorf("the span has %d events", events)
 			}
 			// The connection went back, too.
-			if n := pool.Primary().Stat().AcquiredConns(); n != 0 {
-				t.Errorf("%d connections are still in use", n)
-			}
+			eventually(t, "no connection is in use", func() bool { return pool.Primary().Stat().AcquiredConns() == 0 })
 		})
 	}
 }

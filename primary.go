@@ -53,7 +53,11 @@ type forwardedRow struct {
 
 func (r *forwardedRow) Scan(dest ...any) (err error) {
 	defer func() {
-		r.stay.end(err)
+		failure := err
+		if errors.Is(err, pgx.ErrNoRows) {
+			failure = nil // an answer like any other
+		}
+		r.stay.end(failure)
 		r.stay = forwarding{}
 	}()
 	return r.Row.Scan(dest...)

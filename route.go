@@ -3,10 +3,6 @@ package flyregion
 import (
 	"context"
 	"errors"
-	"io"
-	"maps"
-	"reflect"
-	"slices"
 	"strings"
 	"time"
 
@@ -74,7 +70,7 @@ func (p *Pool) route(ctx context.Context, sql string, args []any) route {
 	switch {
 	case s.hint == hintPrimary:
 		r.to, r.why = targetPrimary, becauseAsked
-	case s.hint == hintReplica:
+	case s.hint == hintReplica && !usedOnce(args):
 		// Unlike WithReplica a comment may be older than the statement that it stands in: what the replica cannot run
 		// the primary runs.
 		r.to, r.why = targetReplica, becauseAsked
@@ -88,31 +84,6 @@ func (p *Pool) route(ctx context.Context, sql string, args []any) route {
 		r.to, r.why = targetReplica, becauseRead
 	}
 	return r
-}
-
-// usedOnce reports whether encoding an argument uses it up, as far as its type tells: then the statement must go where it
-// need not be run again.
-func usedOnce(args []any) bool {
-	for _, arg := range args {
-		switch arg := arg.(type) {
-		case nil, bool, int, int32, int64, float64, string, []byte, time.Time:
-		case io.Reader:
-			return true
-		case pgx.NamedArgs:
-			if usedOnce(slices.Collect(maps.Values(arg))) {
-				return true
-			}
-		case pgx.StrictNamedArgs:
-			if usedOnce(slices.Collect(maps.Values(arg))) {
-				return true
-			}
-		default:
-			if kind := reflect.TypeOf(arg).Kind(); kind == reflect.Func || kind == reflect.Chan {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // routeBatch is route for a batch.

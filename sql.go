@@ -41,7 +41,7 @@ type sqlConn struct {
 	pool    *Pool
 	session *stdlib.Conn // on the primary; nil until something runs there
 	tx      *stdlib.Conn // that a transaction is open on, or nil
-	pinned  bool         // the session's settings were changed: a replica would answer under other ones
+	pinned  bool         // the session may have settings or tables of its own, which no replica has
 }
 
 var (
@@ -57,10 +57,15 @@ var (
 // Conn returns the connection of the session on the primary, as [stdlib.Conn.Conn] does, or nil if there is none to be
 // had.
 func (c *sqlConn) Conn() *pgx.Conn {
+	if c.tx != nil {
+		return c.tx.Conn()
+	}
 	session, err := c.primary(context.Background())
 	if err != nil {
 		return nil
 	}
+	// Whoever has it may change its settings.
+	c.pinned = true
 	return session.Conn()
 }
 
@@ -83,13 +88,18 @@ func (c *sqlConn) route(ctx context.Context, query string, args []driver.NamedVa
 		values[i] = args[i].Value
 	}
 	r := c.pool.route(ctx, query, values)
-	if inspect(query).settings && r.to == targetPrimary {
+	if s := c.pool.inspect(query); r.to == targetPrimary && (s.settings || s.unknown) {
 		c.pinned = true
 	}
-	if c.pinned && r.to == targetReplica {
+	if r.to == targetReplica && (c.pinned || c.inBlock()) {
 		r.to, r.why = targetPrimary, becauseTransaction
 	}
 	return r
+}
+
+// inBlock reports whether the session is in a transaction block that somebody began with a text.
+func (c *sqlConn) inBlock() bool {
+	return c.session != nil && c.session.Conn().PgConn().TxStatus() != 'I'
 }
 
 // replica returns a connection to a replica that can serve the route, nil if the primary is to.
@@ -102,6 +112,10 @@ func (c *sqlConn) replica(ctx context.Context, r *route) (*stdlib.Conn, error) {
 	rep.release(pooled)
 	conn, err := stdlib.GetPoolConnector(rep.pool).Connect(ctx)
 	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, errClosedPool) && r.target != targetReplica {
+			r.to, r.why = targetPrimary, becauseUnreachable
+			return nil, nil
+		}
 		return nil, err
 	}
 	replica := conn.(*stdlib.Conn)

@@ -486,6 +486,13 @@ func TestHints(t *testing.T) {
 		t.Errorf("%d rows, %v", n, err)
 	}
 
+	// An argument that the replica used up would be missing on the primary.
+	for _, sql := range []string{"insert into " + name + " values ($1)", "select $1"} {
+		if r := pool.route(ctx, toReplica+sql, []any{strings.NewReader("1")}); r.to != targetPrimary {
+			t.Errorf("with an argument to be read once %s goes to the %s", sql, r.to)
+		}
+	}
+
 	// Where there is one server it is a comment like others.
 	one := poolIn(t, cluster, "nrt")
 	for _, hint := range []string{toPrimary, toReplica} {

@@ -168,10 +168,13 @@ func (c transactionCase) play(t *testing.T, db transactor, table string) (script
 	return script
 }
 
-// sqlState returns the SQLSTATE of an error, or its text if it is not PostgreSQL's.
+// sqlState returns the SQLSTATE of an error, its text if it is not PostgreSQL's, and "" for none.
 func sqlState(err error) string {
 	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &pgErr):
 		return pgErr.Code
 	}
 	return err.Error()
@@ -276,7 +279,7 @@ func TestTransactionsOnReplica(t *testing.T) {
 		{"begin; select 1", "", 'T'},
 	} {
 		_, err := conn.Exec(ctx, c.sql)
-		if err == nil && c.code != "" || err != nil && sqlState(err) != c.code || conn.Conn().PgConn().TxStatus() != c.status {
+		if sqlState(err) != c.code || conn.Conn().PgConn().TxStatus() != c.status {
 			t.Errorf("%s: %v, %c", c.sql, err, conn.Conn().PgConn().TxStatus())
 		}
 	}

@@ -123,6 +123,3 @@ func eventually(t testing.TB, what string, holds func() bool) {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
-
-// on returns the port of the server that answers a query, which tells the primary from the replica.
-const onReplica = "select pg_is_in_recovery()"

@@ -47,17 +47,18 @@ const (
 
 // statement is what the router wants to know of a SQL text.
 type statement struct {
-	access   Access
-	hint     hint // from a comment /* flyregion:primary */ or /* flyregion:replica */; it has no part in access
-	several  bool // the text holds more than one statement
-	control  bool // a statement in it begins, ends or shapes a transaction
-	begins   bool // the first statement begins a transaction
-	ends     bool // a statement in it may end a transaction
-	remains  bool // a transaction block is open when the text has run, by what its transaction control says
-	shows    bool // a statement in it is a SHOW, which needs no snapshot
-	unknown  bool // a statement in it begins with a word that is not looked at: a lesser command, or a prepared statement
-	copiesIn bool // a statement in it is a COPY FROM, behind which the server may expect data
-	settings bool // the text may change a setting of the session; an UPDATE's SET does not count
+	access    Access
+	hint      hint // from a comment /* flyregion:primary */ or /* flyregion:replica */; it has no part in access
+	several   bool // the text holds more than one statement
+	control   bool // a statement in it begins, ends or shapes a transaction
+	begins    bool // the first statement begins a transaction
+	ends      bool // a statement in it may end a transaction
+	remains   bool // a transaction block is open when the text has run, by what its transaction control says
+	shows     bool // a statement in it is a SHOW, which needs no snapshot
+	unknown   bool // a statement in it begins with a word that is not looked at: a lesser command, or a prepared statement
+	temporary bool // the text may make a table that only its session has, or just have a column named temp
+	copiesIn  bool // a statement in it is a COPY FROM, behind which the server may expect data
+	settings  bool // the text may change a setting of the session; an UPDATE's SET does not count
 }
 
 // functions says what calls of an application's own functions may do, by their name in lower case without a schema.
@@ -159,8 +160,11 @@ func (p *inspector) end() {
 func (p *inspector) onWord(start, end int) {
 	text := p.sql[start:end]
 	w := lookup(text)
-	if w == wordSetting {
+	switch w {
+	case wordSetting:
 		p.settings = true
+	case wordTemporary:
+		p.temporary = true
 	}
 	switch {
 	case p.finishing && strings.EqualFold(text, "chain"):
@@ -288,7 +292,7 @@ func (p *inspector) body(w word, text string) {
 		p.decide(w)
 	}
 	switch w {
-	case wordOther, wordSetting:
+	case wordOther, wordSetting, wordTemporary:
 		if isSystemName(text) && isServerView(text) {
 			p.effects = true
 		}

@@ -26,6 +26,7 @@ const (
 	wordShare
 	wordShow
 	wordStdout
+	wordTemporary // TEMP, TEMPORARY, and pg_temp, which is no keyword
 	wordTransaction
 	wordUescape
 	wordUpdate
@@ -75,6 +76,7 @@ var keywords = map[word][]string{
 	wordShare:       {"share"},
 	wordShow:        {"show"},
 	wordStdout:      {"stdout"},
+	wordTemporary:   {"pg_temp", "temp", "temporary"},
 	wordTransaction: {"transaction"},
 	wordUescape:     {"uescape"},
 	wordUpdate:      {"update"},

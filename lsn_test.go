@@ -1,0 +1,324 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/flyregion/flyregion/internal/pgcluster"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+func FuzzParseLSN(f *testing.F) {
+	for _, s := range []string{"0/0", "16/B374D848", "FFFFFFFF/FFFFFFFF", "16/b374d848", "00000016/00000000", "", "/", "1", "1/", "/1", "1/2/3", "123456789/0", "-1/0", "+1/0", "0x1/0", " 1/0", "1_0/0"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		l, err := ParseLSN(s)
+		if err != nil {
+			if l != 0 || !strings.Contains(err.Error(), fmt.Sprintf("%q", s)) {
+				t.Errorf("ParseLSN(%q) = %d, %v", s, l, err)
+			}
+			return
+		}
+		again, err := ParseLSN(l.String())
+		if err != nil || again != l {
+			t.Errorf("ParseLSN(%q) = %d, and of its String %q: %d, %v", s, l, l.String(), again, err)
+		}
+		// The text is what Sscanf, less strict, reads too.
+		var hi, lo uint32
+		if _, err := fmt.Sscanf(s, "%X/%X", &hi, &lo); err != nil || l != LSN(hi)<<32|LSN(lo) {
+			t.Errorf("ParseLSN(%q) = %d, want %X and %X, %v", s, l, hi, lo, err)
+		}
+	})
+}
+
+func TestParseLSN(t *testing.T) {
+	for s, want := range map[string]LSN{
+		"0/0": 0, "0/1": 1, "1/0": 1 << 32, "16/B374D848": 0x16B374D848, "16/b374d848": 0x16B374D848, "FFFFFFFF/FFFFFFFF": 1<<64 - 1,
+	} {
+		if got, err := ParseLSN(s); got != want || err != nil {
+			t.Errorf("ParseLSN(%q) = %d, %v, want %d", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"", "0", "/", "0/", "/0", "0/0/0", "0/0 ", " 0/0", "G/0", "123456789/0", "0/123456789", "-1/0", "0x1/0", "١/0"} {
+		if got, err := ParseLSN(s); err == nil {
+			t.Errorf("ParseLSN(%q) = %d", s, got)
+		}
+	}
+	if got := LSN(0x16B374D848).String(); got != "16/B374D848" {
+		t.Errorf("String gives %q", got)
+	}
+}
+
+// TestParseLSNLikeServer compares with the server's own text form.
+func TestParseLSNLikeServer(t *testing.T) {
+	conn, err := pgx.Connect(t.Context(), sharedCluster(t).Leader().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for range 200 {
+		l := LSN(rand.Uint64() >> rand.IntN(64))
+		var text string
+		if err := conn.QueryRow(t.Context(), "select $1::text::pg_lsn::text", l.String()).Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ParseLSN(text); got != l || err != nil {
+			t.Errorf("%d is %q on the server, and ParseLSN gives %d, %v", l, text, got, err)
+		}
+	}
+}
+
+// whereFrom reads whether the replica answers, and the number of rows that it sees.
+func whereFrom(table string) string {
+	return "select current_setting('transaction_read_only') = 'on', (select count(*) from " + table + ")"
+}
+
+// TestWait lets reads wait for the replica, and observes which server answers.
+func TestWait(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	ctx := t.Context()
+	rows := 0
+	written := func(t *testing.T, min, max time.Duration) *Pool {
+		pool := poolIn(t, cluster, "ord", func(c *Config) { c.MinReplicaWait, c.MaxReplicaWait = min, max })
+		freeze(t, cluster)
+		rows++
+		if err := execs(ctx, pool, insertText(name, rows)); err != nil {
+			t.Fatal(err)
+		}
+		return pool
+	}
+	ask := func(ctx context.Context, pool *Pool) (local bool, n int, err error) {
+		return local, n, pool.QueryRow(ctx, whereFrom(name)).Scan(&local, &n)
+	}
+
+	t.Run("shown already", func(t *testing.T) {
+		pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = time.Minute })
+		rows++
+		if err := execs(ctx, pool, insertText(name, rows)); err != nil {
+			t.Fatal(err)
+		}
+		if err := pool.WaitReplayed(ctx); err != nil {
+			t.Fatal(err)
+		}
+		polls := reports(t, cluster)
+		for range 100 {
+			if local, n, err := ask(ctx, pool); !local || n != rows || err != nil {
+				t.Fatalf("replica %v, %d rows, %v", local, n, err)
+			}
+		}
+		if again := reports(t, cluster); again > polls+1 { // a connection that is made asks once
+			t.Errorf("the replica was asked %d times", again-polls)
+		}
+	})
+	t.Run("shown in time", func(t *testing.T) {
+		pool := written(t, time.Minute, time.Minute)
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if local, n, err := ask(ctx, pool); !local || n != rows || err != nil {
+					t.Errorf("replica %v, %d rows, %v", local, n, err)
+				}
+			})
+		}
+		eventually(t, "the reads wait", func() bool { return waiting(pool) == 10 })
+		if err := cluster.Server("ord").ResumeReplay(ctx); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		silent(t, cluster, pool)
+	})
+	t.Run("shown too late", func(t *testing.T) {
+		pool := written(t, 20*time.Millisecond, time.Minute)
+		for range 3 {
+			if local, n, err := ask(ctx, pool); local || n != rows || err != nil {
+				t.Errorf("replica %v, %d rows, %v", local, n, err)
+			}
+		}
+		var n int
+		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, "select count(*) from "+name).Scan(&n)
+		})
+		if err != nil || n != rows {
+			t.Errorf("%d rows, %v", n, err)
+		}
+		if err := cluster.Server("ord").ResumeReplay(ctx); err != nil {
+			t.Fatal(err)
+		}
+		comesHome(t, ctx, pool)
+		silent(t, cluster, pool)
+	})
+	t.Run("with replica", func(t *testing.T) {
+		pool := written(t, 0, 50*time.Millisecond)
+		replica := WithReplica(ctx)
+		for what, read := range map[string]func() error{
+			"query row": func() error { _, _, err := ask(replica, pool); return err },
+			"query":     func() error { _, err := pool.Query(replica, "select 1"); return err },
+			"exec":      func() error { return execs(replica, pool, "select 1") },
+			"batch":     func() error { return pool.SendBatch(replica, batchOf("select 1")).Close() },
+			"begin":     func() error { _, err := pool.Begin(replica); return err },
+			"acquire":   func() error { _, err := pool.Acquire(replica); return err },
+			"acquire func": func() error {
+				return pool.AcquireFunc(replica, func(*pgxpool.Conn) error { return nil })
+			},
+		} {
+			err := read()
+			var lag *ReplicaLagError
+			if !errors.Is(err, ErrReplicaLag) || !errors.As(err, &lag) || lag.Region != "ord" || lag.Required == 0 || lag.Replayed == 0 || lag.Replayed >= lag.Required {
+				t.Errorf("%s: %v, %+v", what, err, lag)
+			}
+		}
+		if err := cluster.Server("ord").ResumeReplay(ctx); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the replica shows the write", func() bool { _, _, err := ask(replica, pool); return err == nil })
+		if local, n, err := ask(replica, pool); !local || n != rows || err != nil {
+			t.Errorf("replica %v, %d rows, %v", local, n, err)
+		}
+		silent(t, cluster, pool)
+	})
+	t.Run("context ends", func(t *testing.T) {
+		pool := written(t, time.Minute, time.Minute)
+		for what, read := range map[string]func(context.Context) error{
+			"query row": func(ctx context.Context) error { _, _, err := ask(ctx, pool); return err },
+			"query":     func(ctx context.Context) error { _, err := pool.Query(ctx, "select 1"); return err },
+			"exec":      func(ctx context.Context) error { return execs(ctx, pool, "select 1") },
+			"batch":     func(ctx context.Context) error { return pool.SendBatch(ctx, batchOf("select 1")).Close() },
+			"begin": func(ctx context.Context) error {
+				_, err := pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+				return err
+			},
+			"acquire": func(ctx context.Context) error { _, err := pool.Acquire(WithReplica(ctx)); return err },
+		} {
+			limited, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+			if err := read(limited); !errors.Is(err, context.DeadlineExceeded) || errors.As(err, new(*pgconn.PgError)) {
+				t.Errorf("%s, deadline: %v", what, err)
+			}
+			cancel()
+			canceled, cancel := context.WithCancel(ctx)
+			time.AfterFunc(20*time.Millisecond, cancel)
+			if err := read(canceled); !errors.Is(err, context.Canceled) {
+				t.Errorf("%s, canceled: %v", what, err)
+			}
+		}
+		silent(t, cluster, pool)
+	})
+	t.Run("without wait", func(t *testing.T) {
+		pool := written(t, time.Minute, time.Minute)
+		if local, n, err := ask(WithoutWait(ctx), pool); !local || n != rows-1 || err != nil {
+			t.Errorf("replica %v, %d rows of %d, %v", local, n, rows, err)
+		}
+		if n := waiting(pool); n != 0 {
+			t.Errorf("%d wait", n)
+		}
+	})
+	t.Run("pool closes", func(t *testing.T) {
+		pool := written(t, time.Minute, time.Minute)
+		ended := make(chan error)
+		go func() { _, _, err := ask(ctx, pool); ended <- err }()
+		eventually(t, "the read waits", func() bool { return waiting(pool) == 1 })
+		pool.Close()
+		if err := <-ended; err == nil {
+			t.Error("a read on a closed pool succeeds")
+		}
+	})
+}
+
+// waiting returns how many wait for the pool's replica.
+func waiting(pool *Pool) int {
+	t := pool.replicas.list[0].tracker
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.waiters)
+}
+
+// reports returns how often the replica in ord was asked about itself so far.
+func reports(t testing.TB, cluster *pgcluster.Cluster) int {
+	t.Helper()
+	text, err := cluster.Server("ord").Log()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(text, "pg_last_wal_replay_lsn(), '0/0')")
+}
+
+// silent checks that nobody waits any more and that the replica is asked nothing.
+func silent(t *testing.T, cluster *pgcluster.Cluster, pool *Pool) {
+	t.Helper()
+	if n := waiting(pool); n != 0 {
+		t.Errorf("%d still wait", n)
+	}
+	tracker := pool.replicas.list[0].tracker
+	eventually(t, "the watcher stops", func() bool {
+		tracker.mu.Lock()
+		defer tracker.mu.Unlock()
+		return !tracker.watching
+	})
+	asked, goroutines := -1, 0
+	eventually(t, "the log is written", func() bool { before := asked; asked = reports(t, cluster); return asked == before })
+	goroutines = runtime.NumGoroutine()
+	time.Sleep(100 * time.Millisecond)
+	if again := reports(t, cluster); again != asked {
+		t.Errorf("while nobody waits the replica is asked %d times", again-asked)
+	}
+	if again := runtime.NumGoroutine(); again > goroutines {
+		t.Errorf("while nobody waits %d goroutines become %d", goroutines, again)
+	}
+	if n := pool.Stat().AcquiredConns(); n != 0 {
+		t.Errorf("%d connections are in use", n)
+	}
+}
+
+// TestManyWait has far more reads wait than the pool has connections. One asks for all of them.
+func TestManyWait(t *testing.T) {
+	const waits = 1000
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	ctx := t.Context()
+	pool := poolIn(t, cluster, "ord", func(c *Config) {
+		c.MaxConns, c.MinReplicaWait, c.MaxReplicaWait = 4, time.Minute, time.Minute
+	})
+	comesHome(t, ctx, pool)
+	freeze(t, cluster)
+	if err := execs(ctx, pool, insertText(name, 1)); err != nil {
+		t.Fatal(err)
+	}
+	turns := cluster.Link("ord", "nrt").Turns()
+	goroutines := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	for range waits {
+		wg.Go(func() {
+			var local bool
+			var n int
+			if err := pool.QueryRow(ctx, whereFrom(name)).Scan(&local, &n); err != nil || !local || n != 1 {
+				t.Errorf("replica %v, %d rows, %v", local, n, err)
+			}
+		})
+	}
+	eventually(t, "all wait", func() bool { return waiting(pool) == waits })
+	if n := runtime.NumGoroutine() - goroutines; n > waits+10 {
+		t.Errorf("%d goroutines for %d waits", n, waits)
+	}
+	// Others need not wait for those who wait.
+	if !replicaServes(t, WithoutWait(ctx), pool) {
+		t.Error("a read that does not wait is not served")
+	}
+	if err := cluster.Server("ord").ResumeReplay(ctx); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if n := cluster.Link("ord", "nrt").Turns() - turns; n != 0 {
+		t.Errorf("%d turns to the primary", n)
+	}
+	silent(t, cluster, pool)
+}

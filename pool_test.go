@@ -1,0 +1,1239 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/flyregion/flyregion/internal/pgcluster"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// freeze lets the replica in ord catch up and then halts its replay until the test ends: what is written from here on it
+// does not show. The returned function ends the halt earlier.
+func freeze(t testing.TB, cluster *pgcluster.Cluster) (thaw func()) {
+	t.Helper()
+	ord := cluster.Server("ord")
+	if err := ord.WaitReplayed(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ord.PauseReplay(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	thaw = sync.OnceFunc(func() {
+		if err := ord.ResumeReplay(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// replicaServes reports whether the replica answers the pool's next read.
+func replicaServes(t testing.TB, ctx context.Context, pool *Pool) bool {
+	t.Helper()
+	var replica bool
+	if err := pool.QueryRow(ctx, readOnlySQL).Scan(&replica); err != nil {
+		t.Fatal(err)
+	}
+	return replica
+}
+
+// readOnlySQL is a question whose answer tells a replica from the primary, and that counts as a read.
+const readOnlySQL = "select current_setting('transaction_read_only') = 'on'"
+
+// writePath is one of the ways in which an app may write a row with an id to a table (id int, v text).
+type writePath struct {
+	name  string
+	write func(ctx context.Context, p *Pool, table string, id int) error
+}
+
+func onConn(p *Pool, ctx context.Context, f func(*pgxpool.Conn) error) error {
+	return p.AcquireFunc(ctx, f)
+}
+
+func insertSQL(table string) string { return "insert into " + table + " (id, v) values ($1, 'x')" }
+
+func insertText(table string, id int) string {
+	return fmt.Sprintf("insert into %s (id, v) values (%d, 'x')", table, id)
+}
+
+func execMode(mode pgx.QueryExecMode) writePath {
+	return writePath{"exec mode " + mode.String(), func(ctx context.Context, p *Pool, table string, id int) error {
+		_, err := p.Exec(ctx, insertSQL(table), mode, id)
+		return err
+	}}
+}
+
+// raw runs texts one by one on the PgConn, past pgx's tracers.
+func raw(ctx context.Context, conn *pgxpool.Conn, texts ...string) error {
+	for _, text := range texts {
+		if _, err := conn.Conn().PgConn().Exec(ctx, text).ReadAll(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// execs runs texts one by one.
+func execs(ctx context.Context, conn interface {
+	Exec(context.Context, string, ...any) (pgconn.CommandTag, error)
+}, texts ...string,
+) error {
+	for _, text := range texts {
+		if _, err := conn.Exec(ctx, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type betweenKey struct{}
+
+// readBetween reads through the pool, as another goroutine may at any time. In a context with a function under
+// betweenKey it calls that afterwards.
+func readBetween(ctx context.Context, p *Pool, table string) error {
+	var n int
+	if err := p.QueryRow(ctx, "select count(*) from "+table).Scan(&n); err != nil {
+		return err
+	}
+	if f, ok := ctx.Value(betweenKey{}).(func() error); ok {
+		return f()
+	}
+	return nil
+}
+
+func batchOf(texts ...string) *pgx.Batch {
+	b := &pgx.Batch{}
+	for _, text := range texts {
+		b.Queue(text)
+	}
+	return b
+}
+
+// leftOpen is onConn for an f that leaves a transaction open, which is open while the pool is read.
+func leftOpen(p *Pool, ctx context.Context, f func(*pgxpool.Conn) error) error {
+	c, err := p.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	err = f(c)
+	time.AfterFunc(200*time.Millisecond, func() {
+		_, _ = c.Exec(context.Background(), "rollback")
+		c.Release()
+	})
+	return err
+}
+
+// writePaths are those that need nothing in the database but the table.
+var writePaths = []writePath{
+	{"exec", func(ctx context.Context, p *Pool, table string, id int) error {
+		_, err := p.Exec(ctx, insertSQL(table), id)
+		return err
+	}},
+	execMode(pgx.QueryExecModeCacheStatement),
+	execMode(pgx.QueryExecModeCacheDescribe),
+	execMode(pgx.QueryExecModeDescribeExec),
+	execMode(pgx.QueryExecModeExec),
+	execMode(pgx.QueryExecModeSimpleProtocol),
+	{"exec of several statements", func(ctx context.Context, p *Pool, table string, id int) error {
+		return execs(ctx, p, "select 1; "+insertText(table, id)+"; select 2")
+	}},
+	{"exec of a transaction in one text", func(ctx context.Context, p *Pool, table string, id int) error {
+		return execs(ctx, p, "begin; "+insertText(table, id)+"; commit")
+	}},
+	{"exec with a failure after a commit", func(ctx context.Context, p *Pool, table string, id int) error {
+		if err := execs(ctx, p, "begin; "+insertText(table, id)+"; commit; select 1/0"); err == nil {
+			return errors.New("no error")
+		}
+		return nil
+	}},
+	{"exec of do", func(ctx context.Context, p *Pool, table string, id int) error {
+		return execs(ctx, p, "do $$ begin "+insertText(table, id)+"; end $$")
+	}},
+	{"exec of with", func(ctx context.Context, p *Pool, table string, id int) error {
+		return execs(ctx, p, "with i as ("+insertText(table, id)+" returning id) select * from i")
+	}},
+	{"query returning", func(ctx context.Context, p *Pool, table string, id int) error {
+		rows, err := p.Query(ctx, insertSQL(table)+" returning id", id)
+		if err != nil {
+			return err
+		}
+		_, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[int])
+		return err
+	}},
+	{"query closed unread", func(ctx context.Context, p *Pool, table string, id int) error {
+		rows, err := p.Query(ctx, insertSQL(table)+" returning id", id)
+		if err != nil {
+			return err
+		}
+		rows.Close()
+		return rows.Err()
+	}},
+	{"query row returning", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.QueryRow(ctx, insertSQL(table)+" returning id", id).Scan(&id)
+	}},
+	{"begin and commit", func(ctx context.Context, p *Pool, table string, id int) error {
+		tx, err := p.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback(ctx)
+		if _, err := tx.Exec(ctx, insertSQL(table), id); err != nil {
+			return err
+		}
+		return tx.Commit(ctx)
+	}},
+	{"serializable", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginTxFunc(ctx, p, pgx.TxOptions{IsoLevel: pgx.Serializable}, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, insertSQL(table), id)
+			return err
+		})
+	}},
+	{"begin func", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, insertSQL(table)+" returning id", id).Scan(&id)
+		})
+	}},
+	{"nested transactions", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			undone := errors.New("undone")
+			err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+				return errors.Join(undone, execs(ctx, tx, insertText(table, -id)))
+			})
+			if !errors.Is(err, undone) {
+				return err
+			}
+			return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return execs(ctx, tx, insertText(table, id)) })
+		})
+	}},
+	{"transaction with a copy", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			_, err := tx.CopyFrom(ctx, pgx.Identifier{table}, []string{"id"}, pgx.CopyFromRows([][]any{{id}}))
+			return err
+		})
+	}},
+	{"transaction with a batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return tx.SendBatch(ctx, batchOf("select 1", insertText(table, id))).Close()
+		})
+	}},
+	{"transaction read in between", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return errors.Join(execs(ctx, tx, insertText(table, id), "select 1"), readBetween(ctx, p, table))
+		})
+	}},
+	{"begin query", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginTxFunc(ctx, p, pgx.TxOptions{BeginQuery: "begin; " + insertText(table, id), CommitQuery: "commit"},
+			func(pgx.Tx) error { return nil })
+	}},
+	{"batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		b := batchOf("select 1")
+		b.Queue(insertSQL(table), id)
+		return p.SendBatch(ctx, b).Close()
+	}},
+	{"batch read one by one", func(ctx context.Context, p *Pool, table string, id int) error {
+		b := &pgx.Batch{}
+		b.Queue(insertSQL(table)+" returning id", id)
+		b.Queue("select 7")
+		results := p.SendBatch(ctx, b)
+		var got, seven int
+		return errors.Join(results.QueryRow().Scan(&got), results.QueryRow().Scan(&seven), results.Close())
+	}},
+	{"batch with begin and commit", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.SendBatch(ctx, batchOf("begin", insertText(table, id), "commit")).Close()
+	}},
+	{"batch that fails after its commit", func(ctx context.Context, p *Pool, table string, id int) error {
+		if err := p.SendBatch(ctx, batchOf("begin", insertText(table, id), "commit", "select 1/0")).Close(); err == nil {
+			return errors.New("no error")
+		}
+		return nil
+	}},
+	{"batch with begin tx", func(ctx context.Context, p *Pool, table string, id int) error {
+		b := &pgx.Batch{}
+		b.BeginTx(pgx.TxOptions{})
+		b.Queue(insertSQL(table), id)
+		results := p.SendBatch(ctx, b)
+		if err := results.Close(); err != nil {
+			return err
+		}
+		return results.Tx().Commit(ctx)
+	}},
+	{"batch with begin tx and a commit in it", func(ctx context.Context, p *Pool, table string, id int) error {
+		b := &pgx.Batch{}
+		b.BeginTx(pgx.TxOptions{})
+		b.Queue(insertText(table, id))
+		b.Queue("commit")
+		results := p.SendBatch(ctx, b)
+		err := results.Close()
+		_ = results.Tx().Rollback(ctx)
+		return err
+	}},
+	{"batch of a thousand", func(ctx context.Context, p *Pool, table string, id int) error {
+		b := &pgx.Batch{}
+		for range 1000 {
+			b.Queue("select $1::text", strings.Repeat("y", 100))
+		}
+		b.Queue(insertSQL(table), id)
+		return p.SendBatch(ctx, b).Close()
+	}},
+	{"copy from", func(ctx context.Context, p *Pool, table string, id int) error {
+		_, err := p.CopyFrom(ctx, pgx.Identifier{table}, []string{"id", "v"}, pgx.CopyFromRows([][]any{{id, "x"}}))
+		return err
+	}},
+	{"large copy from", func(ctx context.Context, p *Pool, table string, id int) error {
+		rows := make([][]any, 20)
+		for i := range rows {
+			rows[i] = []any{id*100 + i + 1_000_000, strings.Repeat("z", 10_000)}
+		}
+		rows[10][0] = id
+		_, err := p.CopyFrom(ctx, pgx.Identifier{table}, []string{"id", "v"}, pgx.CopyFromRows(rows))
+		return err
+	}},
+	{"acquired exec", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			_, err := c.Exec(ctx, insertSQL(table), id)
+			return err
+		})
+	}},
+	{"acquired begin", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error { return execs(ctx, tx, insertText(table, id)) })
+		})
+	}},
+	{"acquired batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return c.SendBatch(ctx, batchOf(insertText(table, id))).Close()
+		})
+	}},
+	{"acquired copy from", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			_, err := c.CopyFrom(ctx, pgx.Identifier{table}, []string{"id"}, pgx.CopyFromRows([][]any{{id}}))
+			return err
+		})
+	}},
+	{"acquired and read before the release", func(ctx context.Context, p *Pool, table string, id int) error {
+		c, err := p.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		err = execs(ctx, c, insertText(table, id))
+		time.AfterFunc(20*time.Millisecond, c.Release)
+		return err
+	}},
+	{"hijacked", func(ctx context.Context, p *Pool, table string, id int) error {
+		c, err := p.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		own := c.Hijack()
+		return errors.Join(execs(ctx, own, insertText(table, id)), own.Close(ctx))
+	}},
+	{"acquired prepared by name", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			if _, err := c.Conn().Prepare(ctx, "ins_"+table, insertSQL(table)); err != nil {
+				return err
+			}
+			_, err := c.Exec(ctx, "ins_"+table, id)
+			return err
+		})
+	}},
+	{"acquired commit prepared by name", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			if _, err := c.Conn().Prepare(ctx, "finish", "commit"); err != nil {
+				return err
+			}
+			return execs(ctx, c, "begin", insertText(table, id), "finish")
+		})
+	}},
+	{"acquired prepare and execute", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return execs(ctx, c, "prepare p_"+table+" as "+insertText(table, id), "execute p_"+table, "deallocate p_"+table)
+		})
+	}},
+	{"acquired begin and commit texts", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return execs(ctx, c, "begin", insertText(table, id), "commit")
+		})
+	}},
+	{"acquired start transaction and end", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return execs(ctx, c, "start transaction; "+insertText(table, id), "select 1", "/* done */ end")
+		})
+	}},
+	{"acquired commit and chain", func(ctx context.Context, p *Pool, table string, id int) error {
+		return leftOpen(p, ctx, func(c *pgxpool.Conn) error {
+			return execs(ctx, c, "begin", insertText(table, id), "commit and chain")
+		})
+	}},
+	{"acquired commit and chain prepared by name", func(ctx context.Context, p *Pool, table string, id int) error {
+		return leftOpen(p, ctx, func(c *pgxpool.Conn) error {
+			if _, err := c.Conn().Prepare(ctx, "go_on", "commit and chain"); err != nil {
+				return err
+			}
+			return execs(ctx, c, "begin", insertText(table, id), "go_on")
+		})
+	}},
+	{"acquired commit and begin in one text", func(ctx context.Context, p *Pool, table string, id int) error {
+		return leftOpen(p, ctx, func(c *pgxpool.Conn) error {
+			return execs(ctx, c, "begin", insertText(table, id), "commit; begin")
+		})
+	}},
+	{"acquired statement and begin in one text", func(ctx context.Context, p *Pool, table string, id int) error {
+		return leftOpen(p, ctx, func(c *pgxpool.Conn) error {
+			return execs(ctx, c, "begin; "+insertText(table, id)+"; commit; begin")
+		})
+	}},
+	{"acquired commit and begin in one batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		return leftOpen(p, ctx, func(c *pgxpool.Conn) error {
+			return c.SendBatch(ctx, batchOf("begin", insertText(table, id), "commit", "begin")).Close()
+		})
+	}},
+	{"acquired two-phase commit", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			gid := fmt.Sprintf("'%s %d'", table, id)
+			err := execs(ctx, c, "begin", insertText(table, id), "prepare transaction "+gid)
+			return errors.Join(err, readBetween(ctx, p, table), execs(ctx, c, "commit prepared "+gid))
+		})
+	}},
+	{"acquired raw exec", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error { return raw(ctx, c, insertText(table, id)) })
+	}},
+	{"acquired raw exec params", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return c.Conn().PgConn().ExecParams(ctx, insertSQL(table), [][]byte{fmt.Append(nil, id)}, nil, nil, nil).Read().Err
+		})
+	}},
+	{"acquired raw prepared", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			raw := c.Conn().PgConn()
+			if _, err := raw.Prepare(ctx, "", insertSQL(table), nil); err != nil {
+				return err
+			}
+			return raw.ExecPrepared(ctx, "", [][]byte{fmt.Append(nil, id)}, nil, nil).Read().Err
+		})
+	}},
+	{"acquired raw pipeline", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			pipeline := c.Conn().PgConn().StartPipeline(ctx)
+			pipeline.SendQueryParams(insertText(table, id), nil, nil, nil, nil)
+			if err := pipeline.Sync(); err != nil {
+				return err
+			}
+			pipeline.SendQueryParams("select 1", nil, nil, nil, nil)
+			if err := pipeline.Sync(); err != nil {
+				return err
+			}
+			return pipeline.Close()
+		})
+	}},
+	{"acquired raw copy from", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			_, err := c.Conn().PgConn().CopyFrom(ctx, strings.NewReader(fmt.Sprintln(id)), "copy "+table+" (id) from stdin")
+			return err
+		})
+	}},
+	{"acquired raw transaction", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return errors.Join(raw(ctx, c, "begin", insertText(table, id)), readBetween(ctx, p, table), raw(ctx, c, "commit"))
+		})
+	}},
+	{"acquired raw begin, traced commit", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			err := raw(ctx, c, "begin", insertText(table, id))
+			return errors.Join(err, readBetween(ctx, p, table), execs(ctx, c, "commit"))
+		})
+	}},
+	{"raw in a transaction", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return pgx.BeginFunc(ctx, c, func(pgx.Tx) error {
+				return errors.Join(raw(ctx, c, insertText(table, id)), readBetween(ctx, p, table))
+			})
+		})
+	}},
+	{"raw copy in a transaction", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			_, err := tx.Conn().PgConn().CopyFrom(ctx, strings.NewReader(fmt.Sprintln(id)), "copy "+table+" (id) from stdin")
+			return errors.Join(err, readBetween(ctx, p, table))
+		})
+	}},
+	{"transaction committed raw", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			err := execs(ctx, c, "begin", insertText(table, id))
+			return errors.Join(err, readBetween(ctx, p, table), raw(ctx, c, "commit"))
+		})
+	}},
+	{"primary exec", func(ctx context.Context, p *Pool, table string, id int) error {
+		_, err := p.Primary().Exec(ctx, insertSQL(table), id)
+		return err
+	}},
+	{"primary query row", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.Primary().QueryRow(ctx, insertSQL(table)+" returning id", id).Scan(&id)
+	}},
+	{"primary begin", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p.Primary(), func(tx pgx.Tx) error { return execs(ctx, tx, insertText(table, id)) })
+	}},
+	{"primary batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.Primary().SendBatch(ctx, batchOf(insertText(table, id))).Close()
+	}},
+	{"primary copy", func(ctx context.Context, p *Pool, table string, id int) error {
+		_, err := p.Primary().CopyFrom(ctx, pgx.Identifier{table}, []string{"id"}, pgx.CopyFromRows([][]any{{id}}))
+		return err
+	}},
+	{"with primary", func(ctx context.Context, p *Pool, table string, id int) error {
+		return execs(WithPrimary(ctx), p, insertText(table, id))
+	}},
+	{"committed under another context", func(ctx context.Context, p *Pool, table string, id int) error {
+		tx, err := p.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		if err := execs(ctx, tx, insertText(table, id)); err != nil {
+			return err
+		}
+		return tx.Commit(context.Background())
+	}},
+}
+
+// hiddenPaths write through a function, a procedure, a view or a rule, so that their text does not tell. They need what
+// hide makes.
+var hiddenPaths = []writePath{
+	{"function by exec", func(ctx context.Context, p *Pool, table string, id int) error {
+		return execs(ctx, p, fmt.Sprintf("select s_%s.f(%d)", table, id))
+	}},
+	{"function by query row", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.QueryRow(ctx, "select s_"+table+".f($1)", id).Scan(&id)
+	}},
+	{"function by query row, seen before", func(ctx context.Context, p *Pool, table string, id int) error {
+		if err := p.QueryRow(ctx, "select s_"+table+".f($1)", -id).Scan(new(int)); err != nil {
+			return err
+		}
+		return p.QueryRow(ctx, "select s_"+table+".f($1)", id).Scan(&id)
+	}},
+	{"function by batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.SendBatch(ctx, batchOf("select 1", fmt.Sprintf("select s_%s.f(%d)", table, id))).Close()
+	}},
+	{"function with primary", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.QueryRow(WithPrimary(ctx), "select s_"+table+".f($1)", id).Scan(&id)
+	}},
+	{"function through primary", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.Primary().QueryRow(ctx, "select s_"+table+".f($1)", id).Scan(&id)
+	}},
+	{"function with the hint", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.QueryRow(ctx, "/* flyregion:primary */ select s_"+table+".f($1)", id).Scan(&id)
+	}},
+	{"function acquired", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error { return c.QueryRow(ctx, "select s_"+table+".f($1)", id).Scan(&id) })
+	}},
+	{"function acquired batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return c.SendBatch(ctx, batchOf(fmt.Sprintf("select s_%s.f(%d)", table, id))).Close()
+		})
+	}},
+	{"function in a transaction", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, "select s_"+table+".f($1)", id).Scan(&id)
+		})
+	}},
+	{"view in a transaction", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, "select id from s_"+table+".v").Scan(&id)
+		})
+	}},
+	{"view through primary", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.Primary().QueryRow(ctx, "select id from s_"+table+".v").Scan(&id)
+	}},
+	{"operator in a transaction", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, fmt.Sprintf("select '%d' operator(s_%s.<<<) 0", id, table)).Scan(&id)
+		})
+	}},
+	{"procedure that commits", func(ctx context.Context, p *Pool, table string, id int) error {
+		_, err := p.Exec(ctx, "call s_"+table+".p($1)", id)
+		return err
+	}},
+}
+
+// hide makes what the hiddenPaths call.
+func hide(t testing.TB, cluster *pgcluster.Cluster, table string) {
+	t.Helper()
+	err := cluster.Leader().Exec(t.Context(), strings.ReplaceAll(`
+		create schema s_T;
+		create function s_T.f(i int) returns int language plpgsql as 'begin insert into T (id) values (i); return i; end';
+		create function s_T.f(i text, j int) returns int language sql as 'select s_T.f(i::int + j)';
+		create operator s_T.<<< (function = s_T.f, leftarg = text, rightarg = int);
+		create view s_T.v as select s_T.f(i::int) as id from current_setting('app.id') i;
+		create procedure s_T.p(i int) language plpgsql as 'begin insert into T (id) values (i); commit; perform 1; end';
+	`, "T", table))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Leader().Exec(context.Background(), "drop schema s_"+table+" cascade"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// asyncPaths commit without waiting for the flush of the log.
+var asyncPaths = []writePath{
+	{"set local", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return execs(ctx, tx, "set local synchronous_commit = off", insertText(table, id))
+		})
+	}},
+	{"set config", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return execs(ctx, tx, "select set_config('synchronous_commit', 'off', true)", insertText(table, id))
+		})
+	}},
+	{"set local in a savepoint", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+				return execs(ctx, tx, `set local "synchronous_commit" to 'off'`, insertText(table, id))
+			})
+		})
+	}},
+	{"set local in a do", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return execs(ctx, tx, insertText(table, id), "do $$ begin set local synchronous_commit = off; end $$")
+		})
+	}},
+	{"set local in a batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.SendBatch(ctx, batchOf("begin", "set local synchronous_commit = off", insertText(table, id), "commit")).Close()
+	}},
+	{"set local in a batch with begin tx", func(ctx context.Context, p *Pool, table string, id int) error {
+		b := &pgx.Batch{}
+		b.BeginTx(pgx.TxOptions{})
+		b.Queue("set local synchronous_commit = off")
+		b.Queue(insertText(table, id))
+		results := p.SendBatch(ctx, b)
+		if err := results.Close(); err != nil {
+			return err
+		}
+		return results.Tx().Commit(ctx)
+	}},
+	{"set local in the begin query", func(ctx context.Context, p *Pool, table string, id int) error {
+		options := pgx.TxOptions{BeginQuery: "begin; set local synchronous_commit = off", CommitQuery: "commit"}
+		return pgx.BeginTxFunc(ctx, p, options, func(tx pgx.Tx) error { return execs(ctx, tx, insertText(table, id)) })
+	}},
+	{"set local with the begin", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return execs(ctx, c, "begin; set local synchronous_commit = off; "+insertText(table, id), "commit")
+		})
+	}},
+	{"set local in one text", func(ctx context.Context, p *Pool, table string, id int) error {
+		return execs(ctx, p, "begin; set local synchronous_commit = off; "+insertText(table, id)+"; commit")
+	}},
+	{"set and reset in one text", func(ctx context.Context, p *Pool, table string, id int) error {
+		return execs(ctx, p, "set synchronous_commit = off", insertText(table, id)+"; reset synchronous_commit")
+	}},
+	{"set local raw", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			if _, err := tx.Conn().PgConn().Exec(ctx, "set local synchronous_commit = off").ReadAll(); err != nil {
+				return err
+			}
+			return errors.Join(readBetween(ctx, p, table), execs(ctx, tx, insertText(table, id)))
+		})
+	}},
+	{"set local by a prepared name", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			if _, err := tx.Prepare(ctx, "hurry", "select set_config('synchronous_commit', 'off', true)"); err != nil {
+				return err
+			}
+			return execs(ctx, tx, "hurry", insertText(table, id))
+		})
+	}},
+	{"session", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			return execs(ctx, c, "set synchronous_commit = off", insertText(table, id), "reset synchronous_commit")
+		})
+	}},
+}
+
+// TestReadYourWrites writes in every way while the replica shows nothing new, and reads.
+func TestReadYourWrites(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	hide(t, cluster, name)
+
+	id := 0
+	try := func(path writePath, change ...func(*Config)) {
+		t.Run(path.name, func(t *testing.T) {
+			id++
+			pool := poolIn(t, cluster, "ord", append(change, func(c *Config) {
+				c.ConnConfig.RuntimeParams["app.id"] = fmt.Sprint(id)
+				c.MaxReplicaWait = time.Minute
+			})...)
+			freeze(t, cluster)
+			if !replicaServes(t, t.Context(), pool) {
+				t.Fatal("before the write the replica does not serve")
+			}
+			// What was read in the middle of a write may not hide what comes after: the replica shows all of it.
+			ctx := t.Context()
+			between := context.WithValue(ctx, betweenKey{}, func() error {
+				ord := cluster.Server("ord")
+				return errors.Join(ord.ResumeReplay(ctx), cluster.Leader().Exec(ctx, "insert into "+name+" values (-1000 - $1::int)", id),
+					ord.WaitReplayed(ctx), ord.PauseReplay(ctx))
+			})
+			if err := path.write(between, pool, name, id); err != nil {
+				t.Fatal(err)
+			}
+			var seen bool
+			err := pool.QueryRow(t.Context(), "select exists (select from "+name+" where id = $1)", id).Scan(&seen)
+			if err != nil || !seen {
+				t.Errorf("the read after the write sees it: %v, %v", seen, err)
+			}
+		})
+	}
+	for _, path := range writePaths {
+		try(path)
+	}
+	for _, path := range hiddenPaths {
+		try(path)
+	}
+
+	// A log that is flushed seldom shows a position that was asked for too early, or is the wrong one.
+	for _, change := range []string{"alter system set wal_writer_delay = '10s'", "select pg_reload_conf()"} {
+		if err := cluster.Leader().Exec(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		for _, change := range []string{"alter system reset wal_writer_delay", "select pg_reload_conf()"} {
+			if err := cluster.Leader().Exec(context.Background(), change); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	t.Run("asynchronous", func(t *testing.T) {
+		for _, path := range asyncPaths {
+			try(path)
+		}
+		for _, path := range append(writePaths, hiddenPaths...) {
+			path.name = "url " + path.name
+			try(path, func(c *Config) { c.ConnConfig.RuntimeParams["synchronous_commit"] = "off" })
+		}
+	})
+}
+
+// readPath is one of the ways in which an app may read: it counts the rows of a table that have one of the ids.
+type readPath struct {
+	name string
+	read func(ctx context.Context, p *Pool, table string, ids []int) (int, error)
+}
+
+func countSQL(table string) string { return "select count(*) from " + table + " where id = any($1)" }
+
+func countInTx(ctx context.Context, p *Pool, options pgx.TxOptions, table string, ids []int) (n int, err error) {
+	err = pgx.BeginTxFunc(ctx, p, options, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, countSQL(table), ids).Scan(&n)
+	})
+	return n, err
+}
+
+var readPaths = []readPath{
+	{"query row", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.QueryRow(ctx, countSQL(table), ids).Scan(&n)
+	}},
+	{"query", func(ctx context.Context, p *Pool, table string, ids []int) (int, error) {
+		rows, err := p.Query(ctx, "select id from "+table+" where id = any($1)", ids)
+		if err != nil {
+			return 0, err
+		}
+		found, err := pgx.CollectRows(rows, pgx.RowTo[int])
+		return len(found), err
+	}},
+	{"query described", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.QueryRow(ctx, countSQL(table), pgx.QueryExecModeDescribeExec, ids).Scan(&n)
+	}},
+	{"query simple", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.QueryRow(ctx, countSQL(table), pgx.QueryExecModeSimpleProtocol, ids).Scan(&n)
+	}},
+	{"exec", func(ctx context.Context, p *Pool, table string, ids []int) (int, error) {
+		tag, err := p.Exec(ctx, "select id from "+table+" where id = any($1)", ids)
+		return int(tag.RowsAffected()), err
+	}},
+	{"batch", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		b := batchOf("select 1")
+		b.Queue(countSQL(table), ids).QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
+		return n, p.SendBatch(ctx, b).Close()
+	}},
+	{"read-only transaction", func(ctx context.Context, p *Pool, table string, ids []int) (int, error) {
+		return countInTx(ctx, p, pgx.TxOptions{AccessMode: pgx.ReadOnly}, table, ids)
+	}},
+	{"read-only snapshot", func(ctx context.Context, p *Pool, table string, ids []int) (int, error) {
+		return countInTx(ctx, p, pgx.TxOptions{AccessMode: pgx.ReadOnly, IsoLevel: pgx.RepeatableRead}, table, ids)
+	}},
+	{"serializable transaction", func(ctx context.Context, p *Pool, table string, ids []int) (int, error) {
+		return countInTx(ctx, p, pgx.TxOptions{AccessMode: pgx.ReadOnly, IsoLevel: pgx.Serializable}, table, ids)
+	}},
+	{"with primary", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.QueryRow(WithPrimary(ctx), countSQL(table), ids).Scan(&n)
+	}},
+	{"with replica", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.QueryRow(WithReplica(ctx), countSQL(table), ids).Scan(&n)
+	}},
+	{"acquired with replica", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.AcquireFunc(WithReplica(ctx), func(c *pgxpool.Conn) error {
+			return c.QueryRow(ctx, countSQL(table), ids).Scan(&n)
+		})
+	}},
+	{"hint", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.QueryRow(ctx, "/* flyregion:replica */ "+countSQL(table), ids).Scan(&n)
+	}},
+	{"wait replayed", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		if err := p.WaitReplayed(ctx); err != nil {
+			return 0, err
+		}
+		return n, p.Replica().QueryRow(ctx, countSQL(table), ids).Scan(&n)
+	}},
+}
+
+// TestNoStaleRead writes a thousand times in every way, each time followed at once by a read in any way, while the
+// replica halts and goes on at random.
+func TestNoStaleRead(t *testing.T) {
+	const (
+		writes  = 1000
+		clients = 24
+	)
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	hide(t, cluster, name)
+	cluster.SetLatency("ord", "nrt", 50*time.Millisecond)
+	t.Cleanup(func() { cluster.SetLatency("ord", "nrt", 0) })
+	pool := poolIn(t, cluster, "ord", func(c *Config) {
+		c.MaxConns, c.MaxReplicaWait = clients, time.Minute
+	})
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	ord := cluster.Server("ord")
+
+	// A view, an operator and a failed batch cannot be told from reads, and only so many two-phase commits go at once.
+	var paths []writePath
+	for _, path := range append(append(append([]writePath{}, writePaths...), hiddenPaths...), asyncPaths...) {
+		if !strings.HasPrefix(path.name, "view") && !strings.Contains(path.name, "two-phase") {
+			paths = append(paths, path)
+		}
+	}
+	untold := func(path writePath) bool {
+		return strings.Contains(path.name, "raw") || strings.Contains(path.name, "another context")
+	}
+
+	var (
+		wg      sync.WaitGroup
+		next    atomic.Int64
+		stale   atomic.Int64
+		lagging atomic.Int64
+		replica atomic.Int64
+		mu      sync.Mutex
+		done    []int
+		rest    sync.WaitGroup
+	)
+	stop := make(chan struct{})
+	rest.Go(func() {
+		r := rand.New(rand.NewPCG(seed, 1<<32))
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Duration(r.IntN(200)) * time.Millisecond):
+			}
+			if err := ord.PauseReplay(context.Background()); err != nil {
+				t.Error(err)
+				return
+			}
+			time.Sleep(time.Duration(r.IntN(150)) * time.Millisecond)
+			if err := ord.ResumeReplay(context.Background()); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for client := range clients {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(client)))
+			ctx := t.Context()
+			for {
+				id := int(next.Add(1))
+				if id > writes || t.Failed() {
+					return
+				}
+				write, read := paths[r.IntN(len(paths))], readPaths[r.IntN(len(readPaths))]
+				ids := []int{id}
+				own := ctx
+				if r.IntN(2) == 0 && !untold(write) {
+					own = WithSession(ctx, new(Session))
+				}
+				if err := write.write(own, pool, name, id); err != nil {
+					t.Errorf("%s of %d: %v", write.name, id, err)
+					return
+				}
+				if own == ctx {
+					// What others wrote shows too, however long ago.
+					mu.Lock()
+					if len(done) > 0 {
+						ids = append(ids, done[r.IntN(len(done))], done[len(done)-1])
+					}
+					mu.Unlock()
+				}
+				want := map[int]bool{}
+				for _, id := range ids {
+					want[id] = true
+				}
+				n, err := read.read(own, pool, name, ids)
+				mu.Lock()
+				done = append(done, id)
+				mu.Unlock()
+				if errors.Is(err, ErrReplicaLag) && strings.Contains(read.name, "with replica") {
+					lagging.Add(1)
+					continue
+				}
+				if err != nil {
+					t.Errorf("%s after %s of %d: %v", read.name, write.name, id, err)
+				} else if n != len(want) {
+					stale.Add(1)
+					t.Errorf("stale: %s after %s of %d sees %d of %v", read.name, write.name, id, n, ids)
+				}
+				var local bool
+				if err := pool.QueryRow(own, readOnlySQL).Scan(&local); err != nil {
+					t.Error(err)
+				} else if local {
+					replica.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	close(stop)
+	rest.Wait()
+	t.Logf("%d writes: %d stale reads, %d refused for lag, %d times the replica served at once", writes, stale.Load(), lagging.Load(), replica.Load())
+	if replica.Load() == 0 {
+		t.Error("the replica never served")
+	}
+	eventually(t, "no connection is in use", func() bool { return pool.Stat().AcquiredConns() == 0 })
+}
+
+// routed is a statement that a test sends with a mark in it, by which the server that ran it is found in the logs.
+type routed struct {
+	name string
+	run  func(ctx context.Context, p *Pool, mark string) error
+	want string // the region
+}
+
+func markIn(mark string) func(pgx.Tx) error {
+	return func(tx pgx.Tx) error { return execs(context.Background(), tx, "select 1 -- "+mark) }
+}
+
+// TestRouting asks the servers' logs who did the work of each method.
+func TestRouting(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int, v text")
+	pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = time.Minute })
+	if !replicaServes(t, t.Context(), pool) {
+		t.Fatal("the replica does not serve")
+	}
+	const primary, replica = "nrt", "ord"
+	queryRow := func(decorate func(context.Context) context.Context, sql string) func(context.Context, *Pool, string) error {
+		return func(ctx context.Context, p *Pool, mark string) error {
+			return p.QueryRow(decorate(ctx), strings.ReplaceAll(sql, "T", name)+" -- "+mark).Scan(new(int))
+		}
+	}
+	plain := func(ctx context.Context) context.Context { return ctx }
+	both := func(ctx context.Context) context.Context { return WithoutWait(WithReplica(ctx)) }
+	inTx := func(decorate func(context.Context) context.Context, options pgx.TxOptions) func(context.Context, *Pool, string) error {
+		return func(ctx context.Context, p *Pool, mark string) error {
+			return pgx.BeginTxFunc(decorate(ctx), p, options, markIn(mark))
+		}
+	}
+	acquired := func(decorate func(context.Context) context.Context) func(context.Context, *Pool, string) error {
+		return func(ctx context.Context, p *Pool, mark string) error {
+			return p.AcquireFunc(decorate(ctx), func(c *pgxpool.Conn) error { return execs(ctx, c, "select 1 -- "+mark) })
+		}
+	}
+	idle := func(decorate func(context.Context) context.Context) func(context.Context, *Pool, string) error {
+		return func(ctx context.Context, p *Pool, mark string) error {
+			conns := p.AcquireAllIdle(decorate(ctx))
+			if len(conns) == 0 {
+				return errors.New("no idle connection")
+			}
+			err := execs(ctx, conns[0], "select 1 -- "+mark)
+			for _, c := range conns {
+				c.Release()
+			}
+			return err
+		}
+	}
+	batch := func(decorate func(context.Context) context.Context, texts ...string) func(context.Context, *Pool, string) error {
+		return func(ctx context.Context, p *Pool, mark string) error {
+			b := &pgx.Batch{}
+			for _, text := range texts {
+				b.Queue(strings.ReplaceAll(text, "T", name) + " -- " + mark)
+			}
+			return p.SendBatch(decorate(ctx), b).Close()
+		}
+	}
+	cases := []routed{
+		{"exec of a read", func(ctx context.Context, p *Pool, mark string) error { return execs(ctx, p, "select 1 -- "+mark) }, replica},
+		{"exec of a write", func(ctx context.Context, p *Pool, mark string) error {
+			return execs(ctx, p, "update "+name+" set id = 1 -- "+mark)
+		}, primary},
+		{"exec of a setting", func(ctx context.Context, p *Pool, mark string) error {
+			return execs(ctx, p, "set application_name = 'x' -- "+mark)
+		}, primary},
+		{"query row", queryRow(plain, "select 1"), replica},
+		{"query row of a write", queryRow(plain, "with w as (insert into T (id) values (1) returning id) select id from w"), primary},
+		{"query row for update", queryRow(plain, "select count(*) from (select id from T for update) l"), primary},
+		{"query row of a sequence", queryRow(plain, "select count(txid_current())"), primary},
+		{"query row, hint primary", queryRow(plain, "/* flyregion:primary */ select 1"), primary},
+		{"query row, hint replica", queryRow(plain, "/* flyregion:replica */ select 1"), replica},
+		{"query row with primary", queryRow(WithPrimary, "select 1"), primary},
+		{"query row with replica", queryRow(WithReplica, "select 1"), replica},
+		{"query row with replica, hint primary", queryRow(WithReplica, "/* flyregion:primary */ select 1"), replica},
+		{"query row with primary, hint replica", queryRow(WithPrimary, "/* flyregion:replica */ select 1"), primary},
+		{"query row without wait", queryRow(WithoutWait, "select 1"), replica},
+		{"query row with replica without wait", queryRow(both, "select 1"), replica},
+		{"query", func(ctx context.Context, p *Pool, mark string) error {
+			rows, err := p.Query(ctx, "select 1 -- "+mark)
+			if err != nil {
+				return err
+			}
+			rows.Close()
+			return rows.Err()
+		}, replica},
+		{"begin", inTx(plain, pgx.TxOptions{}), primary},
+		{"begin read write", inTx(plain, pgx.TxOptions{AccessMode: pgx.ReadWrite}), primary},
+		{"begin read only", inTx(plain, pgx.TxOptions{AccessMode: pgx.ReadOnly}), replica},
+		{"begin repeatable read only", inTx(plain, pgx.TxOptions{AccessMode: pgx.ReadOnly, IsoLevel: pgx.RepeatableRead}), replica},
+		{"begin serializable", inTx(plain, pgx.TxOptions{IsoLevel: pgx.Serializable}), primary},
+		{"begin serializable read only", inTx(plain, pgx.TxOptions{AccessMode: pgx.ReadOnly, IsoLevel: pgx.Serializable}), primary},
+		{"begin query", inTx(plain, pgx.TxOptions{AccessMode: pgx.ReadOnly, BeginQuery: "begin"}), primary},
+		{"begin with replica", inTx(WithReplica, pgx.TxOptions{}), replica},
+		{"begin read only with primary", inTx(WithPrimary, pgx.TxOptions{AccessMode: pgx.ReadOnly}), primary},
+		{"begin method", func(ctx context.Context, p *Pool, mark string) error {
+			return pgx.BeginFunc(ctx, p, markIn(mark))
+		}, primary},
+		{"batch of reads", batch(plain, "select 1", "select 2"), replica},
+		{"batch with a write", batch(plain, "select 1", "update T set id = 2"), primary},
+		{"batch with a hint", batch(plain, "select 1", "/* flyregion:primary */ select 2"), primary},
+		{"batch with primary", batch(WithPrimary, "select 1"), primary},
+		{"batch with replica", batch(WithReplica, "select 1"), replica},
+		{"acquire", acquired(plain), primary},
+		{"acquire with primary", acquired(WithPrimary), primary},
+		{"acquire with replica", acquired(WithReplica), replica},
+		{"acquire all idle", idle(plain), primary},
+		{"acquire all idle with replica", idle(WithReplica), replica},
+		{"primary", func(ctx context.Context, p *Pool, mark string) error {
+			return execs(ctx, p.Primary(), "select 1 -- "+mark)
+		}, primary},
+		{"replica", func(ctx context.Context, p *Pool, mark string) error {
+			return execs(ctx, p.Replica(), "select 1 -- "+mark)
+		}, replica},
+		{"replica in", func(ctx context.Context, p *Pool, mark string) error {
+			return execs(ctx, p.ReplicaIn("ord"), "select 1 -- "+mark)
+		}, replica},
+		{"replica in nowhere", func(ctx context.Context, p *Pool, mark string) error {
+			return execs(ctx, p.ReplicaIn("syd"), "select 1 -- "+mark)
+		}, primary},
+	}
+	for i, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			mark := fmt.Sprintf("mark %s %d end", name, i)
+			// Before, so that a replica that lags does not send reads away.
+			if err := pool.WaitReplayed(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.run(t.Context(), pool, mark); err != nil {
+				t.Fatal(err)
+			}
+			ran := map[string]bool{}
+			eventually(t, "the statement is in a log", func() bool {
+				for _, s := range cluster.Servers() {
+					text, err := s.Log()
+					if err != nil {
+						t.Fatal(err)
+					}
+					ran[s.Region()] = strings.Contains(text, mark)
+				}
+				return ran[primary] || ran[replica]
+			})
+			for region, ran := range ran {
+				if ran != (region == c.want) {
+					t.Errorf("ran in %s: %v, want it in %s only", region, ran, c.want)
+				}
+			}
+		})
+	}
+
+	for name, ping := range map[string]struct {
+		ctx context.Context
+		to  string
+	}{"ping": {t.Context(), primary}, "ping with replica": {WithReplica(t.Context()), replica}} {
+		before := map[string]int64{primary: cluster.Link("ord", primary).Turns(), replica: cluster.Link("ord", replica).Turns()}
+		if err := pool.Ping(ping.ctx); err != nil {
+			t.Fatal(err)
+		}
+		for to, before := range before {
+			if got := cluster.Link("ord", to).Turns() - before; (got > 0) != (to == ping.to) {
+				t.Errorf("%s: %d turns to %s", name, got, to)
+			}
+		}
+	}
+
+	// A write stays where WithReplica sends it, and the error is the server's.
+	var pgErr *pgconn.PgError
+	err := execs(WithReplica(t.Context()), pool, "update "+name+" set id = 1")
+	if !errors.As(err, &pgErr) || pgErr.Code != "25006" {
+		t.Errorf("a write with WithReplica: %v", err)
+	}
+	if got := pool.Stat().AcquiredConns(); got != 0 {
+		t.Errorf("%d connections are in use", got)
+	}
+}
+
+// TestReadsLeaveNothing counts what reads leave on the link to the primary.
+func TestReadsLeaveNothing(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = time.Minute })
+	ctx := t.Context()
+	link := cluster.Link("ord", "nrt")
+	read := func() {
+		for _, read := range readPaths {
+			if read.name == "serializable transaction" || read.name == "with primary" {
+				continue
+			}
+			if _, err := read.read(ctx, pool, name, []int{1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, when := range []string{"before any write", "after a write that the replica shows"} {
+		if when != "before any write" {
+			if err := execs(ctx, pool, insertText(name, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if err := pool.WaitReplayed(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		turns, conns := link.Turns(), link.Conns()
+		sent, got := link.Bytes()
+		for range 50 {
+			read()
+		}
+		sentAfter, gotAfter := link.Bytes()
+		if turns != link.Turns() || conns != link.Conns() || sent != sentAfter || got != gotAfter {
+			t.Errorf("%s: %d turns, %d connections, %d and %d bytes", when, link.Turns()-turns, link.Conns()-conns, sentAfter-sent, gotAfter-got)
+		}
+	}
+}
+
+// TestRoundTrips counts the turns of each kind of write on a warm connection, beside pgxpool's. A latency makes what is
+// sent without waiting leave before the answer to what was sent before.
+func TestRoundTrips(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int, v text")
+	cluster.SetLatency("ord", "nrt", 40*time.Millisecond)
+	t.Cleanup(func() { cluster.SetLatency("ord", "nrt", 0) })
+	ctx := t.Context()
+	link := cluster.Link("ord", "nrt")
+	ours := poolIn(t, cluster, "ord", func(c *Config) { c.MaxConns = 1 })
+	theirs := rawPool(t, cluster, "ord", func(c *Config) { c.MaxConns = 1 })
+
+	type pool interface {
+		Exec(context.Context, string, ...any) (pgconn.CommandTag, error)
+		Query(context.Context, string, ...any) (pgx.Rows, error)
+		QueryRow(context.Context, string, ...any) pgx.Row
+		SendBatch(context.Context, *pgx.Batch) pgx.BatchResults
+		CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFromSource) (int64, error)
+		Begin(context.Context) (pgx.Tx, error)
+		AcquireFunc(context.Context, func(*pgxpool.Conn) error) error
+	}
+	insert := "insert into " + name + " (id, v) values ($1, $2) returning id"
+	cases := []struct {
+		name  string
+		write func(p pool) error
+		most  int64 // 0: as many as pgxpool
+	}{
+		{"exec", func(p pool) error { _, err := p.Exec(ctx, insert, 1, "x"); return err }, 1},
+		{"exec without arguments", func(p pool) error { return execs(ctx, p, insertText(name, 1)) }, 1},
+		{"exec of a large value", func(p pool) error { _, err := p.Exec(ctx, insert, 1, strings.Repeat("x", 100_000)); return err }, 1},
+		{"exec mode exec", func(p pool) error { _, err := p.Exec(ctx, insert, pgx.QueryExecModeExec, 1, "x"); return err }, 1},
+		{"exec mode simple", func(p pool) error { _, err := p.Exec(ctx, insert, pgx.QueryExecModeSimpleProtocol, 1, "x"); return err }, 1},
+		{"exec mode cache describe", func(p pool) error { _, err := p.Exec(ctx, insert, pgx.QueryExecModeCacheDescribe, 1, "x"); return err }, 1},
+		{"exec mode describe", func(p pool) error { _, err := p.Exec(ctx, insert, pgx.QueryExecModeDescribeExec, 1, "x"); return err }, 0},
+		{"query", func(p pool) error {
+			rows, err := p.Query(ctx, insert, 1, "x")
+			if err != nil {
+				return err
+			}
+			_, err = pgx.CollectRows(rows, pgx.RowTo[int])
+			return err
+		}, 1},
+		{"query row", func(p pool) error { return p.QueryRow(ctx, insert, 1, "x").Scan(new(int)) }, 1},
+		{"batch", func(p pool) error {
+			b := &pgx.Batch{}
+			for i := range 10 {
+				b.Queue(insert, i, "x")
+			}
+			return p.SendBatch(ctx, b).Close()
+		}, 1},
+		{"copy from", func(p pool) error {
+			_, err := p.CopyFrom(ctx, pgx.Identifier{name}, []string{"id", "v"}, pgx.CopyFromRows([][]any{{1, "x"}, {2, "y"}}))
+			return err
+		}, 0},
+		{"transaction", func(p pool) error {
+			return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error { _, err := tx.Exec(ctx, insert, 1, "x"); return err })
+		}, 2},
+		{"transaction without arguments", func(p pool) error {
+			return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error { return execs(ctx, tx, insertText(name, 1)) })
+		}, 0},
+		{"acquired", func(p pool) error {
+			return p.AcquireFunc(ctx, func(c *pgxpool.Conn) error { _, err := c.Exec(ctx, insert, 1, "x"); return err })
+		}, 1},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			count := func(p pool) int64 {
+				for range 2 {
+					if err := c.write(p); err != nil {
+						t.Fatal(err)
+					}
+				}
+				before := link.Turns()
+				if err := c.write(p); err != nil {
+					t.Fatal(err)
+				}
+				return link.Turns() - before
+			}
+			own, other := count(ours), count(theirs)
+			t.Logf("flyregion %d, pgxpool %d", own, other)
+			if own > other || c.most > 0 && own > c.most {
+				t.Errorf("flyregion takes %d turns, pgxpool %d, want %d at most", own, other, c.most)
+			}
+		})
+	}
+
+	t.Run("after idle time", func(t *testing.T) {
+		if err := cases[0].write(ours); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(1200 * time.Millisecond)
+		before := link.Turns()
+		if err := cases[0].write(ours); err != nil {
+			t.Fatal(err)
+		}
+		if turns := link.Turns() - before; turns != 1 {
+			t.Errorf("flyregion takes %d turns", turns)
+		}
+	})
+}

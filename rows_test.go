@@ -1,0 +1,266 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// TestReadMoves has reads fail on the replica in ways that are the replica's, and checks that the primary answers in its
+// place, and remembers what to remember.
+func TestReadMoves(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	hide(t, cluster, name)
+	ctx := t.Context()
+	if err := cluster.Leader().Exec(ctx, "create unlogged table u_"+name+" (id int); insert into u_"+name+" values (7)"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Leader().Exec(context.Background(), "drop table u_"+name); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+		t.Fatal(err)
+	}
+	pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = time.Minute })
+	read := func(sql string, args ...any) (n int, err error) { return n, pool.QueryRow(ctx, sql, args...).Scan(&n) }
+
+	t.Run("unlogged table", func(t *testing.T) {
+		for range 3 {
+			if n, err := read("select id from u_" + name); n != 7 || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+		}
+	})
+	t.Run("function that writes", func(t *testing.T) {
+		refusedBefore := strings.Count(serverLog(t, cluster.Server("ord")), "read-only transaction")
+		for i := range 5 {
+			if n, err := read("select s_"+name+".f($1)", 100+i); n != 100+i || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+		}
+		if n := strings.Count(serverLog(t, cluster.Server("ord")), "read-only transaction") - refusedBefore; n > 1 {
+			t.Errorf("the replica refused the same text %d times", n)
+		}
+		if n, err := read("select count(*) from " + name + " where id between 100 and 104"); n != 5 || err != nil {
+			t.Errorf("%d rows, %v", n, err)
+		}
+		if err := pool.WaitReplayed(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if !replicaServes(t, ctx, pool) {
+			t.Error("other reads do not go to the replica any more")
+		}
+	})
+	t.Run("object that the replica does not know yet", func(t *testing.T) {
+		thaw := freeze(t, cluster)
+		defer thaw()
+		// Made by somebody else: the pool does not know that it has to wait.
+		if err := cluster.Leader().Exec(ctx, "create table new_"+name+" as select 9 as id; alter table "+name+" add w int default 5"); err != nil {
+			t.Fatal(err)
+		}
+		defer cluster.Leader().Exec(context.Background(), "drop table new_"+name)
+		if n, err := read("select id from new_" + name); n != 9 || err != nil {
+			t.Errorf("new table: %d, %v", n, err)
+		}
+		if n, err := read("select max(w) from " + name); n != 5 || err != nil {
+			t.Errorf("new column: %d, %v", n, err)
+		}
+		thaw()
+		if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("object that nobody knows", func(t *testing.T) {
+		_, err := read("select id from nowhere_" + name)
+		var pgErr *pgconn.PgError
+		if !errors.As(err, &pgErr) || pgErr.Code != "42P01" {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("errors that are the statement's", func(t *testing.T) {
+		raw := rawPool(t, cluster, "ord")
+		before := cluster.Link("ord", "nrt").Turns()
+		for _, sql := range []string{"select 1/0", "selekt", "select 'x'::text::int", "select 1 from generate_series(1, 5) i where 1/(3-i) > -9", "select id from " + name + " where id = $1"} {
+			_, err := read(sql)
+			var theirs int
+			turns := cluster.Link("ord", "nrt").Turns()
+			want := raw.QueryRow(ctx, sql).Scan(&theirs)
+			before += cluster.Link("ord", "nrt").Turns() - turns
+			if !sameError(err, want) {
+				t.Errorf("%q: flyregion %v, pgxpool %v", sql, err, want)
+			}
+		}
+		if n := cluster.Link("ord", "nrt").Turns() - before; n > 1 { // selekt is nothing that reads
+			t.Errorf("%d turns to the primary", n)
+		}
+	})
+	t.Run("batch", func(t *testing.T) {
+		b := &pgx.Batch{}
+		var got []int
+		for _, sql := range []string{"select 1", "select id from u_" + name, "select 3", "select s_" + name + ".f(300)", "select 5"} {
+			b.Queue(sql).QueryRow(func(row pgx.Row) error {
+				var n int
+				err := row.Scan(&n)
+				got = append(got, n)
+				return err
+			})
+		}
+		if err := pool.SendBatch(ctx, b).Close(); err != nil || fmt.Sprint(got) != "[1 7 3 300 5]" {
+			t.Errorf("%v, %v", got, err)
+		}
+		if n, err := read("select count(*) from " + name + " where id = 300"); n != 1 || err != nil {
+			t.Errorf("the function ran %d times, %v", n, err)
+		}
+	})
+	t.Run("with replica", func(t *testing.T) {
+		for _, sql := range []string{"select id from u_" + name, "select s_" + name + ".f(400)", "select id from nowhere_" + name} {
+			_, err := pool.Exec(WithReplica(ctx), sql)
+			var pgErr *pgconn.PgError
+			if !errors.As(err, &pgErr) {
+				t.Errorf("%q: %v", sql, err)
+			}
+		}
+	})
+	if n := pool.Stat().AcquiredConns(); n != 0 {
+		t.Errorf("%d connections are in use", n)
+	}
+}
+
+// TestRows uses rows of a replica, and of the primary in its place, as pgx's.
+func TestRows(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	ctx := t.Context()
+	if err := cluster.Leader().Exec(ctx, "create unlogged table u_"+name+" (id int); insert into u_"+name+" select generate_series(1, 10)"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Leader().Exec(context.Background(), "drop table u_"+name); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+		t.Fatal(err)
+	}
+	pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = time.Minute })
+	for _, from := range []string{"generate_series(1, 10) id", "u_" + name} {
+		sql := "select id, 'x' || id as text from " + from + " order by id"
+		t.Run(from, func(t *testing.T) {
+			rows, err := pool.Query(ctx, sql)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			for rows.Next() {
+				n++
+				var id int
+				var text string
+				if err := rows.Scan(&id, &text); err != nil || id != n || text != fmt.Sprint("x", n) {
+					t.Errorf("row %d: %d, %q, %v", n, id, text, err)
+				}
+				if values, err := rows.Values(); err != nil || len(values) != 2 || len(rows.RawValues()) != 2 || len(rows.FieldDescriptions()) != 2 || rows.Conn() == nil {
+					t.Errorf("row %d: %v, %v", n, values, err)
+				}
+			}
+			if n != 10 || rows.Err() != nil || rows.CommandTag().RowsAffected() != 10 || rows.Next() {
+				t.Errorf("%d rows, %v, %v", n, rows.CommandTag(), rows.Err())
+			}
+			rows.Close()
+
+			// Ended early.
+			for _, close := range []func(pgx.Rows){pgx.Rows.Close, func(r pgx.Rows) { r.Next(); r.Close(); r.Close() }} {
+				rows, err := pool.Query(ctx, sql)
+				if err != nil {
+					t.Fatal(err)
+				}
+				close(rows)
+				if rows.Err() != nil || rows.Next() {
+					t.Errorf("after Close: %v", rows.Err())
+				}
+			}
+			// A failed Scan ends them.
+			rows, err = pool.Query(ctx, sql)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rows.Next()
+			if err := rows.Scan(new(int)); err == nil || rows.Err() == nil || rows.Next() {
+				t.Errorf("after a failed Scan: %v, %v", err, rows.Err())
+			}
+			var id int
+			if err := pool.QueryRow(ctx, "select id from "+from+" where id = 11").Scan(&id); !errors.Is(err, pgx.ErrNoRows) {
+				t.Errorf("no row: %v", err)
+			}
+			if err := pool.QueryRow(ctx, sql).Scan(&id); err == nil {
+				t.Error("two columns in one destination")
+			}
+			if err := pool.QueryRow(ctx, "select id from "+from).Scan(new(pgtype.DriverBytes)); err == nil {
+				t.Error("DriverBytes")
+			}
+			collected, err := pgx.CollectRows(must(t)(pool.Query(ctx, sql)), pgx.RowToMap)
+			if err != nil || len(collected) != 10 || collected[4]["text"] != "x5" {
+				t.Errorf("%v, %v", collected, err)
+			}
+			// A context that ends between rows is an error, and leaves nothing behind.
+			limited, cancel := context.WithCancel(ctx)
+			rows, err = pool.Query(limited, "select id, pg_sleep(case when id > 2 then 10 else 0 end), repeat('x', 10000) from "+from+" order by id")
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.AfterFunc(50*time.Millisecond, cancel)
+			for rows.Next() {
+			}
+			if err := rows.Err(); !errors.Is(err, context.Canceled) {
+				t.Errorf("canceled: %v", err)
+			}
+			cancel()
+			eventually(t, "no connection is in use", func() bool { return pool.Stat().AcquiredConns() == 0 })
+		})
+	}
+}
+
+func must(t *testing.T) func(pgx.Rows, error) pgx.Rows {
+	return func(rows pgx.Rows, err error) pgx.Rows {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rows
+	}
+}
+
+// TestReplicaBatchBegins begins a transaction in a batch on the replica.
+func TestReplicaBatchBegins(t *testing.T) {
+	cluster := sharedCluster(t)
+	pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = time.Minute })
+	ctx := WithReplica(t.Context())
+	b := &pgx.Batch{}
+	b.BeginTx(pgx.TxOptions{AccessMode: pgx.ReadOnly})
+	b.Queue("select 1")
+	results := pool.SendBatch(ctx, b)
+	if err := results.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tx := results.Tx()
+	if tx == nil {
+		t.Fatal("the batch began no transaction")
+	}
+	var replica bool
+	if err := tx.QueryRow(ctx, readOnlySQL).Scan(&replica); err != nil || !replica {
+		t.Errorf("on the replica: %v, %v", replica, err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "no connection is in use", func() bool { return pool.Stat().AcquiredConns() == 0 })
+}

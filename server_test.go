@@ -1,0 +1,93 @@
+package flyregion
+
+import (
+	"context"
+	"testing"
+
+	"github.com/flyregion/flyregion/internal/pgcluster"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// serverLog returns what a server has logged.
+func serverLog(t testing.TB, s *pgcluster.Server) string {
+	t.Helper()
+	text, err := s.Log()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// TestAskReport asks servers about themselves.
+func TestAskReport(t *testing.T) {
+	cluster := ownCluster(t, nil)
+	ctx := t.Context()
+	nrt, ord := cluster.Server("nrt"), cluster.Server("ord")
+	ask := func(s *pgcluster.Server) report {
+		t.Helper()
+		conn, err := pgconn.Connect(ctx, s.ConnString())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		r, err := askReport(ctx, conn, reportSQL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	primary, replica := ask(nrt), ask(ord)
+	if primary.recovering || primary.readOnly || primary.replayed != 0 || primary.version < 100000 || primary.server == 0 {
+		t.Errorf("the primary says %+v", primary)
+	}
+	if !replica.recovering || !replica.readOnly || replica.replayed == 0 || replica.version != primary.version || replica.server == primary.server {
+		t.Errorf("the replica says %+v", replica)
+	}
+
+	if again := ask(nrt); again.server != primary.server {
+		t.Errorf("the primary calls itself %d and then %d", primary.server, again.server)
+	}
+	if err := ord.Exec(ctx, "checkpoint"); err != nil {
+		t.Fatal(err)
+	}
+	if err := ord.Crash(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if crashed := ask(ord); crashed.server != replica.server {
+		t.Errorf("after a crash the replica calls itself %d, before %d", crashed.server, replica.server)
+	}
+	if err := ord.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if restarted := ask(ord); restarted.server == replica.server {
+		t.Error("after a restart the replica calls itself the same")
+	}
+	if err := nrt.Exec(ctx, "alter system set default_transaction_read_only = on"); err != nil {
+		t.Fatal(err)
+	}
+	if err := nrt.Exec(ctx, "select pg_reload_conf()"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the primary is read-only", func() bool { return ask(nrt).readOnly })
+	pool := poolIn(t, cluster, "ord")
+	if err := execs(ctx, pool, "create table t ()"); err == nil {
+		t.Error("a primary that was demoted is written to")
+	}
+}
+
+// TestOneRow asks what does not answer one row.
+func TestOneRow(t *testing.T) {
+	conn, err := pgconn.Connect(t.Context(), sharedCluster(t).Leader().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for _, sql := range []string{"", "select 1 where false", "select 1 union select 2", "select 1/0", "checkpoint"} {
+		if row, err := oneRow(t.Context(), conn, sql); err == nil {
+			t.Errorf("%q answers %q", sql, row)
+		}
+	}
+	if row, err := oneRow(t.Context(), conn, "select 1, 'x'"); err != nil || len(row) != 2 || string(row[1]) != "x" {
+		t.Errorf("%q, %v", row, err)
+	}
+}

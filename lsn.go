@@ -94,8 +94,10 @@ type tracker struct {
 	ctx    context.Context              // ends when the tracker stops
 	stop   context.CancelFunc
 	latest atomic.Pointer[observation]
-	// doubt is nil until the primary is another one than it was.
-	doubt atomic.Pointer[doubt]
+	// timeline is the primary's, and doubt is about a standby that may not follow it.
+	timeline atomic.Int64
+	changed  atomic.Uint64 // when, by this process's clock
+	doubt    atomic.Pointer[doubt]
 	// missed is a position that somebody waited for in vain, until it is seen to be replayed; else 0. While the replica
 	// is that far behind nobody else need wait for it.
 	missed   atomic.Uint64
@@ -181,26 +183,44 @@ func (t *tracker) replayed() LSN {
 
 // shows reports whether a server that said o shows all that is before need in the log that it replays.
 func (t *tracker) shows(o *observation, need LSN) bool {
-	return !o.recovering || o.replayed >= need && !t.doubts(o.server, o.replayed)
+	return !o.recovering || o.replayed >= need && !t.doubts(&o.report)
 }
 
 // doubt is that a standby may have replayed a log which is not the primary's: when a standby is promoted that was behind,
-// another one may hold what the new primary never had, at positions that the new primary uses again. Such a standby
-// cannot follow the new primary. So its positions count when it has replayed more than it had received.
+// another one may hold what the new primary never had, at positions that the new primary uses again. A promotion begins a
+// new timeline, so a standby that is on the primary's has no such past. One that is not may not have had a restartpoint
+// since, or cannot follow: its positions count when it has replayed more than it had received.
 type doubt struct {
-	since  uint64   // when the primary changed
-	server serverID // the standby that above is about, 0 while nobody asked
+	server serverID // the standby that above is about
 	above  LSN
 }
 
 // doubts reports whether a standby's position is in doubt.
-func (t *tracker) doubts(server serverID, replayed LSN) bool {
+func (t *tracker) doubts(r *report) bool {
+	if int64(r.timeline) >= t.timeline.Load() {
+		return false
+	}
 	d := t.doubt.Load()
-	return d != nil && (d.server != server || replayed <= d.above)
+	return d == nil || d.server != r.server || r.replayed <= d.above
 }
 
-// distrust is called when the primary is another one than it was.
-func (t *tracker) distrust() { t.doubt.Store(&doubt{since: clock.Add(1)}) }
+// setTimeline takes note of the primary's timeline.
+func (t *tracker) setTimeline(timeline int) {
+	if t.timeline.Swap(int64(timeline)) != int64(timeline) {
+		t.changed.Store(clock.Add(1))
+		t.doubt.Store(nil)
+	}
+}
+
+// consider remembers what a standby in doubt had received when it was asked for the first time since the primary changed.
+func (t *tracker) consider(o *observation) {
+	if !o.recovering || int64(o.timeline) >= t.timeline.Load() || o.asked <= t.changed.Load() {
+		return
+	}
+	if d := t.doubt.Load(); d == nil || d.server != o.server {
+		t.doubt.CompareAndSwap(d, &doubt{server: o.server, above: o.received})
+	}
+}
 
 func (t *tracker) enter(w *waiter) error {
 	t.mu.Lock()
@@ -308,9 +328,7 @@ func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err er
 	if err != nil {
 		return nil, err
 	}
-	if d := t.doubt.Load(); d != nil && d.server != o.server && o.asked > d.since {
-		t.doubt.CompareAndSwap(d, &doubt{since: d.since, server: o.server, above: o.received})
-	}
+	t.consider(o)
 	t.latest.Store(o)
 	if missed := t.missed.Load(); missed > 0 && t.shows(o, LSN(missed)) {
 		t.missed.CompareAndSwap(missed, 0)

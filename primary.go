@@ -288,11 +288,10 @@ func (p *Pool) attach(config *pgx.ConnConfig) {
 			return pgconn.ErrReadOnlyConnection
 		}
 		p.measured(time.Since(began))
-		if old := p.origin.Swap(int64(report.server)); old != 0 && old != int64(report.server) {
-			for _, r := range p.replicas.list {
-				r.tracker.distrust()
-			}
+		for _, r := range p.replicas.list {
+			r.tracker.setTimeline(report.timeline)
 		}
+		p.origin.Store(int64(report.server))
 		f.open(report.server)
 		conn.CustomData()[customDataKey] = &primaryConn{forwarder: f}
 		return nil

@@ -81,6 +81,15 @@ func (e *hookError) Error() string { return e.err.Error() }
 
 type prepareKey struct{}
 
+// hookFailed returns the error of the app's own hook, nil if err is none.
+func hookFailed(err error) error {
+	var hook *hookError
+	if errors.As(err, &hook) {
+		return hook.err
+	}
+	return nil
+}
+
 // health remembers that a replica could not be reached, so that reads do not wait for it one after the other.
 type health struct {
 	retryAt atomic.Int64 // in nanoseconds since 1970; 0 while the replica can be reached
@@ -191,7 +200,7 @@ func (r *replica) shows(conn *pgx.Conn, state sessionState) bool {
 	if c == nil {
 		return false
 	}
-	if c.recovering && c.replayed >= state.position && !r.tracker.doubts(c.server, c.replayed) {
+	if c.recovering && c.replayed >= state.position && !r.tracker.doubts(&c.report) {
 		return true
 	}
 	if !c.recovering {

@@ -135,13 +135,12 @@ func (p *Pool) acquireReplica(ctx context.Context, r *route) (*replica, *pgxpool
 		}
 		conn, err = p.await(ctx, r, rep, conn, state)
 	}
-	var hook *hookError
 	switch {
 	case err == nil:
 		p.telemetry.sent(ctx, targetReplica, r.why)
 		return rep, conn, nil
-	case errors.As(err, &hook):
-		return nil, nil, hook.err
+	case hookFailed(err) != nil:
+		return nil, nil, hookFailed(err)
 	case ctx.Err() != nil || errors.Is(err, errClosedPool) || r.target == targetReplica:
 		return nil, nil, err
 	case errors.Is(err, ErrReplicaLag):

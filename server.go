@@ -20,6 +20,7 @@ type report struct {
 	readOnly   bool // refuses writes by default: a standby, or a demoted primary, which Fly sets read-only
 	replayed   LSN  // how far a standby has replayed; what it had replayed last if it was promoted
 	received   LSN  // how far it has received the log, or replayed if that is further
+	timeline   int  // of the log: a primary's, or a standby's at its last restartpoint, which may be behind
 	version    int  // server_version_num, such as 150018
 }
 
@@ -27,7 +28,9 @@ type report struct {
 const reportSQL = `select (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
 	`pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only'), ` +
 	`coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), pg_catalog.current_setting('server_version_num'), ` +
-	`coalesce(greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), '0/0')`
+	`coalesce(greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), '0/0'), ` +
+	`case when pg_catalog.pg_is_in_recovery() then (select timeline_id from pg_catalog.pg_control_checkpoint()) ` +
+	`else ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end`
 
 // askReport asks the server at the other end of conn about itself. sql is reportSQL, or something that ends with it.
 func askReport(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
@@ -48,6 +51,10 @@ func askReport(ctx context.Context, conn *pgconn.PgConn, sql string) (report, er
 	if err != nil {
 		return report{}, err
 	}
+	timeline, err := strconv.Atoi(string(row[6]))
+	if err != nil {
+		return report{}, fmt.Errorf("flyregion: timeline: %w", err)
+	}
 	version, err := strconv.Atoi(string(row[4]))
 	if err != nil {
 		return report{}, fmt.Errorf("flyregion: server_version_num: %w", err)
@@ -58,6 +65,7 @@ func askReport(ctx context.Context, conn *pgconn.PgConn, sql string) (report, er
 		readOnly:   string(row[2]) == "on",
 		replayed:   replayed,
 		received:   received,
+		timeline:   timeline,
 		version:    version,
 	}, nil
 }

@@ -20,6 +20,7 @@ func serverLog(t testing.TB, s *pgcluster.Server) string {
 
 // TestAskReport asks servers about themselves.
 func TestAskReport(t *testing.T) {
+	t.Parallel()
 	cluster := ownCluster(t, nil)
 	ctx := t.Context()
 	nrt, ord := cluster.Server("nrt"), cluster.Server("ord")

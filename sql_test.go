@@ -859,7 +859,7 @@ func TestSQLReadYourWrites(t *testing.T) {
 				}
 				kind := r.IntN(len(read))
 				if found, err := read[kind](t.Context(), id); err != nil || !found {
-					errs <- fmt.Errorf("read %d of %d: found %v, %w", kind, id, found, err)
+					errs <- fmt.Errorf("read %d of %d: found %v, %v", kind, id, found, err)
 					return
 				}
 			}

@@ -136,7 +136,7 @@ func (f *forwarder) parseHeld() {
 	rest := f.held
 	for len(rest) >= 5 {
 		end := messageLen(rest)
-		if end < 5 {
+		if end < 5 || rest[0] == 'Z' && end != readyForQueryLen {
 			// Not PostgreSQL's protocol. pgx has the words for that.
 			f.positionAnswered(nil, false)
 			f.releaseEnd()

@@ -85,6 +85,8 @@ func FuzzForwarder(f *testing.F) {
 		if len(data) > 1<<12 {
 			t.Skip()
 		}
+		hangs := time.AfterFunc(20*time.Second, func() { panic(fmt.Sprintf("no end with %q, %q, %d", data, sizes, mode)) })
+		defer hangs.Stop()
 		limit := 20*len(data) + 10_000
 		size := 1 + int(mode>>3)
 

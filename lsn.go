@@ -276,8 +276,10 @@ func (t *tracker) watch() {
 		woken := t.wake(o)
 
 		switch {
-		case began != nil && began.version >= waitForVersion, polls < eagerPolls:
+		case polls < eagerPolls:
 			continue
+		case began != nil && began.version >= waitForVersion && o.replayed < need:
+			continue // the server has waited
 		case woken || pause == 0:
 			pause = minPollPause
 		default:

@@ -825,7 +825,7 @@ func TestReplicaConflict(t *testing.T) {
 		if err := ord.WaitReplayed(ctx); err != nil {
 			t.Fatal(err)
 		}
-		rows, err := pool.Query(ctx, "select id, case id when 1 then null else pg_sleep(0.001) end, repeat('w', 20000) from "+name+" order by id", pgx.QueryExecModeExec)
+		rows, err := pool.Query(ctx, "select id, case id when 1 then null else pg_sleep(0.01) end, repeat('w', 20000) from "+name+" order by id", pgx.QueryExecModeExec)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,15 +19,11 @@ func TestSessionCovers(t *testing.T) {
 		var s Session
 		seed := rand.Uint64()
 		r := rand.New(rand.NewPCG(seed, 0))
-		type pending struct {
-			asked uint64
-			p     position
-		}
 		var (
 			log     LSN = 100 // the insert position
 			flushed LSN = 100
 			must    LSN // covers all writes of the session that have returned
-			answers []pending
+			answers []position
 		)
 		for range 1 + r.IntN(20) {
 			switch r.IntN(4) {
@@ -39,11 +35,11 @@ func TestSessionCovers(t *testing.T) {
 				must = log
 				s.wroteUnknown()
 			case 1: // somebody asks, and hears of it later
-				answers = append(answers, pending{p: position{origin: 1, asked: clock.Add(1), flush: flushed, insert: log}})
+				answers = append(answers, position{origin: 1, asked: clock.Add(1), flush: flushed, insert: log})
 			case 2: // an answer comes
 				if len(answers) > 0 {
 					i := r.IntN(len(answers))
-					s.wrote(answers[i].p)
+					s.wrote(answers[i])
 					answers = append(answers[:i], answers[i+1:]...)
 				}
 			case 3: // a synchronous write whose position comes along

@@ -234,6 +234,55 @@ func TestWait(t *testing.T) {
 	})
 }
 
+// TestTrackerWakes wakes those, and only those, whom an observation concerns.
+func TestTrackerWakes(t *testing.T) {
+	tracker := newTracker(func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
+	defer tracker.close()
+	tracker.watching = true // so that nobody asks but this test
+	defer func() {
+		tracker.mu.Lock()
+		tracker.watching = false
+		tracker.mu.Unlock()
+	}()
+	enter := func(need LSN, after uint64) *waiter {
+		w := &waiter{need: need, after: after, woken: make(chan error, 1)}
+		if err := tracker.enter(w); err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	woken := func(w *waiter) bool {
+		select {
+		case err := <-w.woken:
+			return err == nil
+		default:
+			return false
+		}
+	}
+	low, high, late := enter(100, 0), enter(200, 0), enter(50, 10)
+	left := enter(60, 0)
+	tracker.leave(left)
+	see := func(replayed LSN, asked uint64) {
+		tracker.wake(&observation{report: report{server: 1, recovering: true, replayed: replayed}, asked: asked})
+	}
+	see(99, 5)
+	if woken(low) || woken(high) || woken(late) {
+		t.Error("woken too early")
+	}
+	see(100, 10)
+	if !woken(low) || woken(high) || woken(late) {
+		t.Error("at 100, asked at 10: want the one at 100 alone, as the one at 50 came after the question")
+	}
+	see(100, 11)
+	if woken(high) || !woken(late) {
+		t.Error("at 100, asked at 11: want the one at 50")
+	}
+	see(1000, 12)
+	if !woken(high) || woken(left) || len(tracker.waiters) != 0 {
+		t.Error("at 1000: want the one at 200, and nobody else")
+	}
+}
+
 // waiting returns how many wait for the pool's replica.
 func waiting(pool *Pool) int {
 	t := pool.replicas.list[0].tracker

@@ -262,6 +262,7 @@ var writePaths = []writePath{
 		b.BeginTx(pgx.TxOptions{})
 		b.Queue(insertSQL(table), id)
 		results := p.SendBatch(ctx, b)
+		defer results.Tx().Rollback(ctx)
 		if err := results.Close(); err != nil {
 			return err
 		}
@@ -496,6 +497,7 @@ var writePaths = []writePath{
 		if err != nil {
 			return err
 		}
+		defer tx.Rollback(ctx)
 		if err := execs(ctx, tx, insertText(table, id)); err != nil {
 			return err
 		}
@@ -616,6 +618,7 @@ var asyncPaths = []writePath{
 		b.Queue("set local synchronous_commit = off")
 		b.Queue(insertText(table, id))
 		results := p.SendBatch(ctx, b)
+		defer results.Tx().Rollback(ctx)
 		if err := results.Close(); err != nil {
 			return err
 		}
@@ -1073,6 +1076,10 @@ func TestRouting(t *testing.T) {
 		})
 	}
 
+	// Nothing of this was tried on the replica in vain.
+	if text, err := cluster.Server("ord").Log(); err != nil || strings.Contains(text, "serializable mode in a hot standby") {
+		t.Errorf("a serializable transaction was tried on the replica, %v", err)
+	}
 	for name, ping := range map[string]struct {
 		ctx context.Context
 		to  string

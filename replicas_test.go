@@ -813,10 +813,21 @@ func TestReplicaConflict(t *testing.T) {
 		if err := ord.WaitReplayed(ctx); err != nil {
 			t.Fatal(err)
 		}
-		rows, err := pool.Query(ctx, "select id, case id when 1 then null else pg_sleep(0.01) end, repeat('w', 20000) from "+name+" order by id", pgx.QueryExecModeExec)
-		if err != nil {
-			t.Fatal(err)
-		}
+		var rows pgx.Rows
+		eventually(t, "the read runs on the replica", func() bool {
+			var err error
+			rows, err = pool.Query(ctx, "select id, case id when 1 then null else pg_sleep(0.01) end, repeat('w', 20000) from "+name+" order by id", pgx.QueryExecModeExec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// A busy replica may have been passed over.
+			if rows.Conn().PgConn().ParameterStatus("in_hot_standby") != "on" {
+				_ = rows.Conn().Close(ctx)
+				rows.Close()
+				return false
+			}
+			return true
+		})
 		defer rows.Close()
 		if !rows.Next() {
 			t.Fatalf("no row: %v", rows.Err())

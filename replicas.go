@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // Balance says which of several replicas a read goes to. Replicas that cannot be reached are passed over.
@@ -53,6 +55,14 @@ type replicaConn struct {
 	opened uint64 // when report had been received
 }
 
+// openedAt returns when a connection was opened, 0 if it was not for reading.
+func openedAt(conn *pgx.Conn) uint64 {
+	if c := replicaConnOf(conn); c != nil {
+		return c.opened
+	}
+	return 0
+}
+
 func replicaConnOf(conn *pgx.Conn) *replicaConn {
 	c, _ := conn.PgConn().CustomData()[customDataKey].(*replicaConn)
 	return c
@@ -62,6 +72,7 @@ func replicaConnOf(conn *pgx.Conn) *replicaConn {
 type replica struct {
 	region  string
 	pool    *pgxpool.Pool
+	db      driver.Connector // to the pool, as database/sql needs it
 	tracker *tracker
 	// limit bounds, in time, how long a read may be held up by connecting to the replica.
 	limit time.Duration
@@ -154,9 +165,26 @@ func (r *replica) probe(ctx context.Context) {
 	r.health.recover()
 }
 
-// acquire returns a connection. A replica that has none to give within limit counts as unreachable for a while, whether it
+// pooledConn is a connection of a replica's pool, in the form that its user needs.
+type pooledConn interface {
+	*pgxpool.Conn | *stdlib.Conn
+	Conn() *pgx.Conn
+}
+
+// lender takes connections out of a replica's pool in one of the forms, and puts them back.
+type lender[C pooledConn] struct {
+	acquire func(context.Context, *replica) (C, error)
+	release func(*replica, C)
+}
+
+var plainConns = lender[*pgxpool.Conn]{
+	acquire: func(ctx context.Context, r *replica) (*pgxpool.Conn, error) { return r.pool.Acquire(ctx) },
+	release: (*replica).release,
+}
+
+// lend returns a connection. A replica that has none to give within limit counts as unreachable for a while, whether it
 // does not answer or all of its connections are in use.
-func (r *replica) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+func lend[C pooledConn](ctx context.Context, r *replica, from lender[C]) (C, error) {
 	now := time.Now()
 	limited := ctx
 	if prompt := r.open.Load() > r.used.Load() && now.UnixNano()-r.answered.Load() < int64(time.Second); !prompt {
@@ -170,7 +198,7 @@ func (r *replica) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		hook = &hookError{}
 		limited = context.WithValue(limited, prepareKey{}, hook)
 	}
-	conn, err := r.pool.Acquire(limited)
+	conn, err := from.acquire(limited, r)
 	if err != nil {
 		if hook != nil && hook.err != nil {
 			return nil, hook
@@ -348,6 +376,7 @@ func (p *Pool) addReplica(ctx context.Context, region string, config *pgxpool.Co
 		r.tracker.close()
 		return err
 	}
+	r.db = stdlib.GetPoolConnector(r.pool, stdlib.OptionResetSession(neverReset))
 	p.replicas.list = append(p.replicas.list, r)
 	return nil
 }

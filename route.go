@@ -115,6 +115,11 @@ func (p *Pool) routeBatch(ctx context.Context, b *pgx.Batch) route {
 // serve, the connection is nil, and either the error is to be returned or the primary is to serve for the reason that
 // the route then has.
 func (p *Pool) acquireReplica(ctx context.Context, r *route) (*replica, *pgxpool.Conn, error) {
+	return lendReplica(ctx, p, r, plainConns)
+}
+
+// lendReplica is acquireReplica for either kind of connection.
+func lendReplica[C pooledConn](ctx context.Context, p *Pool, r *route, from lender[C]) (*replica, C, error) {
 	state, err := p.written(ctx, r)
 	if err != nil || r.to == targetPrimary {
 		return nil, nil, err
@@ -123,17 +128,20 @@ func (p *Pool) acquireReplica(ctx context.Context, r *route) (*replica, *pgxpool
 	rep := p.replicas.choose()
 	if rep == nil {
 		if r.target != targetReplica {
-			return p.toPrimary(r, becauseUnreachable)
+			r.turn(becauseUnreachable)
+			return nil, nil, nil
 		}
 		rep = p.replicas.list[0]
 	}
-	conn, err := rep.acquire(ctx)
+	conn, err := lend(ctx, rep, from)
 	if err == nil && !rep.shows(conn.Conn(), state) {
+		opened := openedAt(conn.Conn())
+		from.release(rep, conn)
 		if r.target != targetReplica && rep.tracker.lagging() {
-			rep.release(conn)
-			return p.toPrimary(r, becauseLag)
+			r.turn(becauseLag)
+			return nil, nil, nil
 		}
-		conn, err = p.await(ctx, r, rep, conn, state)
+		conn, err = await(ctx, p, r, rep, from, state, opened)
 	}
 	switch {
 	case err == nil:
@@ -144,16 +152,16 @@ func (p *Pool) acquireReplica(ctx context.Context, r *route) (*replica, *pgxpool
 	case ctx.Err() != nil || errors.Is(err, errClosedPool) || r.target == targetReplica:
 		return nil, nil, err
 	case errors.Is(err, ErrReplicaLag):
-		return p.toPrimary(r, becauseLag)
+		r.turn(becauseLag)
 	default:
-		return p.toPrimary(r, becauseUnreachable)
+		r.turn(becauseUnreachable)
 	}
+	return nil, nil, nil
 }
 
-// toPrimary turns a route around.
-func (p *Pool) toPrimary(r *route, why reason) (*replica, *pgxpool.Conn, error) {
+// turn sends the route to the primary.
+func (r *route) turn(why reason) {
 	r.to, r.why = targetPrimary, why
-	return nil, nil, nil
 }
 
 // written returns what a read on the route has to see. If nobody knows the position of the session's last write, a read
@@ -172,7 +180,7 @@ func (p *Pool) written(ctx context.Context, r *route) (sessionState, error) {
 		return state, nil
 	}
 	if r.target != targetReplica {
-		r.to, r.why = targetPrimary, becauseUnknown
+		r.turn(becauseUnknown)
 		return state, nil
 	}
 	return p.learn(ctx, session)
@@ -184,21 +192,15 @@ func (p *Pool) unsure(state sessionState) bool {
 	return state.unknown > 0 || state.position > 0 && int64(state.origin) != p.origin.Load()
 }
 
-// await waits until a replica shows what state covers, and returns a connection to it. The connection that it is given
-// goes back to the pool meanwhile, so that however many wait, none of them keeps others from reading.
-func (p *Pool) await(ctx context.Context, r *route, rep *replica, conn *pgxpool.Conn, state sessionState) (*pgxpool.Conn, error) {
-	opened := uint64(0)
-	if c := replicaConnOf(conn.Conn()); c != nil {
-		opened = c.opened
-	}
-	rep.release(conn)
-
+// await waits until a replica shows what state covers, and returns a connection to it. Nobody who waits has a connection,
+// so that however many they are, they keep no other from reading.
+func await[C pooledConn](ctx context.Context, p *Pool, r *route, rep *replica, from lender[C], state sessionState, opened uint64) (C, error) {
 	limit := p.patience()
 	if r.target == targetReplica {
 		limit = p.config.MaxReplicaWait
 	}
 	wait := p.telemetry.startWait(ctx, rep.region, state.position)
-	conn, err := p.awaitReplay(ctx, rep, state, opened, limit)
+	conn, err := awaitReplay(ctx, rep, from, state, opened, limit)
 	found := rep.tracker.replayed()
 	switch {
 	case err == nil:
@@ -214,7 +216,7 @@ func (p *Pool) await(ctx context.Context, r *route, rep *replica, conn *pgxpool.
 }
 
 // awaitReplay is await without telling anybody.
-func (p *Pool) awaitReplay(ctx context.Context, rep *replica, state sessionState, opened uint64, limit time.Duration) (*pgxpool.Conn, error) {
+func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from lender[C], state sessionState, opened uint64, limit time.Duration) (C, error) {
 	err := rep.tracker.wait(ctx, state.position, opened, limit)
 	if errors.Is(err, errNotReplayed) {
 		return nil, &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.tracker.replayed()}
@@ -223,7 +225,7 @@ func (p *Pool) awaitReplay(ctx context.Context, rep *replica, state sessionState
 		return nil, err
 	}
 
-	conn, err := rep.acquire(ctx)
+	conn, err := lend(ctx, rep, from)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +238,7 @@ func (p *Pool) awaitReplay(ctx context.Context, rep *replica, state sessionState
 	if err == nil && rep.shows(conn.Conn(), state) {
 		return conn, nil
 	}
-	rep.release(conn)
+	from.release(rep, conn)
 	if err == nil {
 		err = &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.tracker.replayed()}
 	}

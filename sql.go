@@ -15,22 +15,59 @@ import (
 // primary. Within one [sql.Conn] all that is not read from the replica runs in one session on the primary, and once the
 // session's settings have been changed everything does.
 //
+// Under [WithPrimary] and [WithReplica], [sql.DB.Conn] does what [Pool.Acquire] does: the connection is one session on
+// that server for all that is run in it, and [sql.Conn.Raw] passes a [*stdlib.Conn]. The value that Raw passes for any
+// other connection has the method Conn() *pgx.Conn too, which gives the session on the primary, but it cannot be a
+// *stdlib.Conn, because database/sql sends that one's statements where it is connected to.
+//
 // Connections are the pool's: the sql.DB keeps none of its own (SetMaxIdleConns is 0), and closing it does not close the
-// pool. Without a replica it is what [stdlib.OpenDBFromPool] returns. With one, [sql.Conn.Raw] passes a value that has
-// the method Conn() *pgx.Conn of stdlib's [stdlib.Conn], but is not one.
+// pool. Without a replica it is what [stdlib.OpenDBFromPool] returns.
 func OpenDB(pool *Pool) *sql.DB {
 	if pool.replicas == nil {
 		return stdlib.OpenDBFromPool(pool.primary)
 	}
-	db := sql.OpenDB(&sqlConnector{pool: pool})
+	db := sql.OpenDB(&sqlConnector{
+		pool:    pool,
+		primary: stdlib.GetPoolConnector(pool.primary, stdlib.OptionResetSession(keepForPrimary)),
+	})
 	db.SetMaxIdleConns(0)
 	return db
 }
 
-type sqlConnector struct{ pool *Pool }
+// keepForPrimary refuses a connection to the primary to those who have not asked for one.
+func keepForPrimary(ctx context.Context, _ *pgx.Conn) error {
+	if intentOf(ctx).target != targetPrimary {
+		return driver.ErrBadConn
+	}
+	return nil
+}
 
-// Connect connects to nothing: a connection that only reads needs none to the primary.
+// neverReset keeps database/sql from using a connection to a replica again: the next user may have written something
+// that it does not show.
+func neverReset(context.Context, *pgx.Conn) error { return driver.ErrBadConn }
+
+type sqlConnector struct {
+	pool    *Pool
+	primary driver.Connector
+}
+
+// Connect gives those who name a server stdlib's connection to it, and others one that is connected to nothing: what
+// only reads needs no connection to the primary.
 func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	r := route{intent: intentOf(ctx), why: becauseAsked}
+	switch r.to = r.target; r.to {
+	case targetPrimary:
+		c.pool.telemetry.sent(ctx, targetPrimary, becauseAsked)
+		return c.primary.Connect(ctx)
+	case targetReplica:
+		rep, conn, err := lendReplica(ctx, c.pool, &r, sqlConns)
+		if err != nil {
+			return nil, err
+		}
+		// database/sql closes it without telling.
+		rep.used.Add(-1)
+		return conn, nil
+	}
 	return &sqlConn{pool: c.pool}, ctx.Err()
 }
 
@@ -102,43 +139,48 @@ func (c *sqlConn) inBlock() bool {
 	return c.session != nil && c.session.Conn().PgConn().TxStatus() != 'I'
 }
 
-// replica returns a connection to a replica that can serve the route, nil if the primary is to.
-func (c *sqlConn) replica(ctx context.Context, r *route) (*stdlib.Conn, error) {
-	rep, pooled, err := c.pool.acquireReplica(ctx, r)
-	if pooled == nil {
-		return nil, err
-	}
-	// stdlib takes its connections from the pool itself. It gets this one, or one that has to be looked at again.
-	rep.release(pooled)
-	conn, err := stdlib.GetPoolConnector(rep.pool).Connect(ctx)
-	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, errClosedPool) && r.target != targetReplica {
-			r.to, r.why = targetPrimary, becauseUnreachable
-			return nil, nil
+// sqlConns lends connections to replicas as stdlib wraps them.
+var sqlConns = lender[*stdlib.Conn]{
+	acquire: func(ctx context.Context, r *replica) (*stdlib.Conn, error) {
+		conn, err := r.db.Connect(ctx)
+		if err != nil {
+			return nil, err
 		}
+		return conn.(*stdlib.Conn), nil
+	},
+	release: func(r *replica, conn *stdlib.Conn) {
+		r.used.Add(-1)
+		_ = conn.Close() // that gives it back to the pool, and has no error
+	},
+}
+
+// sqlReplica is a connection to a replica.
+type sqlReplica struct {
+	*stdlib.Conn
+	replica *replica
+}
+
+// Close gives the connection back.
+func (c *sqlReplica) Close() error {
+	sqlConns.release(c.replica, c.Conn)
+	return nil
+}
+
+// replica returns a connection to a replica that can serve the route, nil if the primary is to.
+func (c *sqlConn) replica(ctx context.Context, r *route) (*sqlReplica, error) {
+	rep, conn, err := lendReplica(ctx, c.pool, r, sqlConns)
+	if conn == nil {
 		return nil, err
 	}
-	replica := conn.(*stdlib.Conn)
-	state, err := c.pool.written(ctx, r)
-	if err == nil && r.to == targetReplica && rep.shows(replica.Conn(), state) {
-		return replica, nil
-	}
-	_ = replica.Close()
-	if err == nil && r.target == targetReplica {
-		err = &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.tracker.replayed()}
-	}
-	if err == nil {
-		r.to, r.why = targetPrimary, becauseLag
-	}
-	return nil, err
+	return &sqlReplica{conn, rep}, nil
 }
 
 // rerun is Pool.rerun for an error that stdlib may have turned into driver.ErrBadConn, which means that nothing was sent.
-func (c *sqlConn) rerun(ctx context.Context, r *route, conn *stdlib.Conn, query string, err error) reason {
+func (c *sqlConn) rerun(ctx context.Context, r *route, conn *sqlReplica, query string, err error) reason {
 	if errors.Is(err, driver.ErrBadConn) && ctx.Err() == nil && r.target != targetReplica {
 		return becauseLost
 	}
-	return c.pool.rerun(ctx, r, conn.Conn(), query, err)
+	return c.pool.rerun(ctx, r, conn.Conn.Conn(), query, err)
 }
 
 func (c *sqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -212,7 +254,7 @@ func (c *sqlConn) QueryContext(ctx context.Context, query string, args []driver.
 // sqlRows are rows that come from a replica, and give its connection back when they are closed.
 type sqlRows struct {
 	*stdlib.Rows
-	conn *stdlib.Conn
+	conn *sqlReplica
 }
 
 func (r *sqlRows) Close() error {
@@ -238,7 +280,7 @@ func (c *sqlConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver
 		if conn != nil {
 			tx, err := conn.BeginTx(ctx, options)
 			if err == nil {
-				c.tx = conn
+				c.tx = conn.Conn
 				return &sqlTx{Tx: tx, conn: c, replica: conn}, nil
 			}
 			why := c.rerun(ctx, &r, conn, "", err)
@@ -268,7 +310,7 @@ func (c *sqlConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver
 type sqlTx struct {
 	driver.Tx
 	conn    *sqlConn
-	replica *stdlib.Conn // to give back, or nil
+	replica *sqlReplica // to give back, or nil
 }
 
 func (tx *sqlTx) Commit() error {
@@ -368,8 +410,12 @@ func (c *sqlConn) Ping(ctx context.Context) error {
 	return session.Ping(ctx)
 }
 
-// ResetSession says with driver.ErrBadConn that the session on the primary is of no more use.
+// ResetSession says with driver.ErrBadConn that the session on the primary is of no more use, or that the next user is to
+// have a connection of stdlib's.
 func (c *sqlConn) ResetSession(ctx context.Context) error {
+	if intentOf(ctx).target != targetAny {
+		return driver.ErrBadConn
+	}
 	if c.session == nil {
 		return ctx.Err()
 	}

@@ -538,6 +538,26 @@ var sqlSessions = []sqlScenario{
 		s.panics("raw", func() { _ = c.Raw(func(any) error { panic("raw") }) })
 		s.note("close", c.Close())
 	}},
+	{name: "raw of a server", place: onBoth, run: func(ctx context.Context, s *sqlSubject) {
+		for _, idle := range []int{0, 2} {
+			s.db.SetMaxIdleConns(idle)
+			for _, ctx := range []context.Context{WithPrimary(ctx), WithReplica(ctx), WithPrimary(ctx)} {
+				// Something that no server was named for may be lying around.
+				s.exec(context.WithoutCancel(s.t.Context()), s.db, "update w set v = 'x'")
+				s.conn(ctx, func(c *sql.Conn) {
+					s.note("raw", c.Raw(func(raw any) error {
+						conn, ok := raw.(*stdlib.Conn)
+						s.note("stdlib's", ok)
+						n := 0
+						s.note("row", conn.Conn().QueryRow(ctx, "select count(*) from w").Scan(&n), n)
+						return nil
+					}))
+					s.ints(ctx, c, fiveSQL)
+				})
+			}
+		}
+		s.db.SetMaxIdleConns(0)
+	}},
 	{name: "idle connections of its own", place: anywhere, run: func(ctx context.Context, s *sqlSubject) {
 		s.db.SetMaxIdleConns(2)
 		for range 3 {

@@ -20,7 +20,8 @@
 //
 // # What runs where
 //
-// [Classify] says whether a statement reads or writes, by its text; what it does not know goes to the primary. A read
+// [Classify] says whether a statement reads or writes, by its text; what it does not know goes to the primary. The name
+// of a statement that the config's AfterConnect prepares is taken for the text that it stands for. A read
 // that the replica refuses (a function that writes), cannot run (a conflict with replay, a table that is not replayed
 // yet) or loses (a broken connection) runs on the primary, unseen, as long as no row of it was delivered. Transactions
 // run on the primary, but for read-only ones. Nothing is ever written twice.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -280,8 +281,7 @@ var copyScenarios = []scenario{
 		n, err = s.CopyFrom(canceled(ctx), pgx.Identifier{"w"}, []string{"id"}, pgx.CopyFromRows(nil))
 		s.note("canceled", n, err)
 	}},
-	{name: "panic of a copy's source", place: onPrimaryOnly, run: func(ctx context.Context, s *subject) {
-		// pgx reads the source in a goroutine of its own when rows are many, and in the caller's before that.
+	{name: "copy of nothing", place: onPrimaryOnly, run: func(ctx context.Context, s *subject) {
 		n, err := s.CopyFrom(ctx, pgx.Identifier{"w"}, []string{"id"}, pgx.CopyFromFunc(func() ([]any, error) { return nil, nil }))
 		s.note("empty", n, err)
 	}},
@@ -552,7 +552,7 @@ var hookScenarios = []scenario{
 			return
 		}
 		// What the app refuses says nothing about the replica's health.
-		if !replicaServes(s.t, ctx, s.regions) {
+		if !replicaServes(s.t, WithoutWait(ctx), s.regions) {
 			s.t.Error("after the app refused a connection the replica does not serve")
 		}
 	}},
@@ -670,6 +670,57 @@ var hookScenarios = []scenario{
 			return tx.QueryRow(ctx, "get", 2).Scan(&name)
 		}), name)
 		s.note("by text", s.QueryRow(ctx, "select name from r where id = $1", 5).Scan(&name), name)
+	}},
+	{name: "reads prepared on every connection", place: onReplicaOnly, change: func(_ *subject, c *pgxConfig) {
+		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Prepare(ctx, "get", "select name from r where id = $1")
+			return err
+		}
+	}, run: func(ctx context.Context, s *subject) {
+		var name string
+		s.note("get", s.QueryRow(ctx, "get", 3).Scan(&name), name)
+		tag, err := s.Exec(ctx, "get", 2)
+		s.note("exec", tag, err)
+		b := &pgx.Batch{}
+		b.Queue("get", 1).QueryRow(func(row pgx.Row) error { return row.Scan(&name) })
+		b.Queue("get", 6).Exec(func(pgconn.CommandTag) error { return nil })
+		s.note("batch", s.SendBatch(ctx, b).Close(), name)
+		rows, err := s.Query(ctx, "get", "x")
+		s.rows("argument", rows, err)
+	}},
+	{name: "prepared where the app chose to", place: anywhere, change: func(_ *subject, c *pgxConfig) {
+		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			if strings.HasPrefix(conn.Config().Host, "ord.") {
+				return nil
+			}
+			_, err := conn.Prepare(ctx, "get", "select name from r where id = $1")
+			return err
+		}
+	}, run: func(ctx context.Context, s *subject) {
+		var name string
+		for range 2 {
+			s.note("get", s.QueryRow(ctx, "get", 3).Scan(&name), name)
+			tag, err := s.Exec(ctx, "get", 2)
+			s.note("exec", tag, err)
+			b := &pgx.Batch{}
+			b.Queue("get", 1).QueryRow(func(row pgx.Row) error { return row.Scan(&name) })
+			s.note("batch", s.SendBatch(ctx, b).Close(), name)
+		}
+	}},
+	{name: "before acquire", place: anywhere, change: func(_ *subject, c *pgxConfig) {
+		//lint:ignore SA1019 apps that set it still get what it promises
+		c.BeforeAcquire = func(ctx context.Context, conn *pgx.Conn) bool {
+			n, _ := ctx.Value(tenantKey{}).(*atomic.Int32)
+			return n == nil || n.Add(1) > 1
+		}
+	}, run: func(ctx context.Context, s *subject) {
+		for _, sql := range []string{fiveSQL, "insert into w values (1) returning id"} {
+			s.note("row", s.QueryRow(context.WithValue(ctx, tenantKey{}, new(atomic.Int32)), sql).Scan(new(int)))
+			var always atomic.Int32
+			always.Store(-1000)
+			s.note("never", s.QueryRow(context.WithValue(ctx, tenantKey{}, &always), sql).Scan(new(int)))
+		}
+		s.stat = gone
 	}},
 	{name: "as with a connection pooler", place: onBoth, change: func(_ *subject, c *pgxConfig) {
 		// PgBouncer in transaction mode has no prepared statements.

@@ -732,6 +732,40 @@ var transactionScenarios = []scenario{
 			return errors.New("rolled back")
 		}))
 	}},
+	{name: "large object that is read", place: onBoth, run: func(ctx context.Context, s *subject) {
+		var oid uint32
+		s.note("tx", pgx.BeginFunc(ctx, s, func(tx pgx.Tx) (err error) {
+			objects := tx.LargeObjects()
+			if oid, err = objects.Create(ctx, 0); err != nil {
+				return err
+			}
+			object, err := objects.Open(ctx, oid, pgx.LargeObjectModeWrite)
+			if err != nil {
+				return err
+			}
+			_, err = object.Write([]byte("hello"))
+			return err
+		}))
+		s.note("read", pgx.BeginTxFunc(ctx, s, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			objects := tx.LargeObjects()
+			object, err := objects.Open(ctx, oid, pgx.LargeObjectModeRead)
+			if err != nil {
+				return err
+			}
+			at, err := object.Seek(-3, 2)
+			s.note("seek", at, err)
+			b := make([]byte, 5)
+			n, err := object.Read(b)
+			s.note("read", n, err, string(b[:n]))
+			_, err = object.Write(b)
+			s.note("write", err)
+			return nil
+		}) != nil)
+		s.note("unlink", pgx.BeginFunc(ctx, s, func(tx pgx.Tx) error {
+			objects := tx.LargeObjects()
+			return objects.Unlink(ctx, oid)
+		}))
+	}},
 	{name: "copy, batch and hidden write in a transaction", place: onBoth, run: func(ctx context.Context, s *subject) {
 		s.note("tx", pgx.BeginFunc(ctx, s, func(tx pgx.Tx) error {
 			n, err := tx.CopyFrom(ctx, pgx.Identifier{"w"}, []string{"id"}, pgx.CopyFromRows([][]any{{1}, {2}}))

@@ -27,6 +27,7 @@ type Pool struct {
 	session   Session // what this process has written
 	telemetry *telemetry
 	refused   refusals
+	prepared  preparedNames
 	stranded  chan struct{} // a place for each read that may be on the primary because no replica can serve it
 
 	origin    atomic.Int64 // serverID of the primary that was connected to last

@@ -255,6 +255,15 @@ func (p *Pool) openPrimary(ctx context.Context, config *pgxpool.Config) (*pgxpoo
 		p.attach(config)
 		return nil
 	}
+	if afterConnect := config.AfterConnect; afterConnect != nil {
+		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			c := primaryConnOf(conn)
+			c.greeting = true
+			defer func() { c.greeting = false }()
+
+			return afterConnect(ctx, conn)
+		}
+	}
 	return pgxpool.NewWithConfig(ctx, config)
 }
 

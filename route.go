@@ -53,9 +53,15 @@ type route struct {
 	why reason
 }
 
-// inspect is inspect with the functions that the config knows.
+// inspect is inspect with the functions that the config knows, and for the name of a prepared statement too.
 func (p *Pool) inspect(sql string) statement {
-	return inspectWith(sql, p.config.Functions)
+	s := inspectWith(sql, p.config.Functions)
+	if s.access == Write {
+		if text := p.prepared.text(sql); text != "" {
+			return inspectWith(text, p.config.Functions)
+		}
+	}
+	return s
 }
 
 // route decides where a statement goes, by what its context and its text say.
@@ -282,6 +288,10 @@ func (p *Pool) rerun(ctx context.Context, r *route, conn *pgx.Conn, sql string, 
 		return becauseConflict
 	case "42P01", "42703", "42883", "42704", "3F000": // a table, column, function, type, schema that is not there yet
 		return becauseMissing
+	case "42601": // a name that AfterConnect prepared, but not on this server, is no SQL
+		if p.prepared.text(sql) != "" {
+			return becauseMissing
+		}
 	}
 	if conn.IsClosed() {
 		return becauseLost

@@ -16,6 +16,7 @@ const customDataKey = "github.com/flyregion/flyregion"
 // touches it.
 type primaryConn struct {
 	forwarder *forwarder
+	greeting  bool // AfterConnect runs
 
 	// What runs now, between a tracer's start and end.
 	current  statement
@@ -38,8 +39,8 @@ func primaryConnOf(conn *pgx.Conn) *primaryConn {
 // that was given [Pool.Primary]. It asks for the position at which a write commits, in the round trip of the write
 // itself.
 //
-// Tracer implements [pgx.QueryTracer], [pgx.BatchTracer] and [pgx.CopyFromTracer]. It is made by the pool; the zero
-// value does nothing.
+// Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer] and [pgx.PrepareTracer]. It is made by
+// the pool; the zero value does nothing.
 type Tracer struct {
 	pool *Pool
 }
@@ -48,6 +49,7 @@ var (
 	_ pgx.QueryTracer    = (*Tracer)(nil)
 	_ pgx.BatchTracer    = (*Tracer)(nil)
 	_ pgx.CopyFromTracer = (*Tracer)(nil)
+	_ pgx.PrepareTracer  = (*Tracer)(nil)
 )
 
 // TraceQueryStart is called by pgx before Exec, Query and QueryRow.

@@ -1,0 +1,63 @@
+package flyregion
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// preparedNames knows the statements that [pgxpool.Config]'s AfterConnect prepares, which exist on every connection to
+// every server: their names stand in place of SQL afterwards, and are routed by the text that they stand for.
+type preparedNames struct {
+	mu    sync.Mutex // for writers
+	texts atomic.Pointer[map[string]string]
+}
+
+const (
+	// maxPreparedNames bounds what an AfterConnect can fill that invents names as it goes.
+	maxPreparedNames = 1000
+	// maxPreparedName is the longest name in bytes, which PostgreSQL would cut (NAMEDATALEN).
+	maxPreparedName = 63
+)
+
+// text returns what a name stands for, "" if nothing is known or if it means different things on different connections.
+func (n *preparedNames) text(name string) string {
+	texts := n.texts.Load()
+	if texts == nil || len(name) > maxPreparedName {
+		return ""
+	}
+	return (*texts)[name]
+}
+
+func (n *preparedNames) add(name, text string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+
+	old := map[string]string{}
+	if texts := n.texts.Load(); texts != nil {
+		old = *texts
+	}
+	switch known, ok := old[name]; {
+	case ok && known != text:
+		text = ""
+	case ok, len(old) == maxPreparedNames, len(name) > maxPreparedName:
+		return
+	}
+	next := maps.Clone(old)
+	next[name] = text
+	n.texts.Store(&next)
+}
+
+// TracePrepareStart is called by pgx before Prepare, also when pgx prepares on its own.
+func (t *Tracer) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
+	if c := primaryConnOf(conn); c != nil && c.greeting && t.pool != nil && data.Name != data.SQL {
+		t.pool.prepared.add(data.Name, data.SQL)
+	}
+	return ctx
+}
+
+// TracePrepareEnd is called by pgx after Prepare.
+func (t *Tracer) TracePrepareEnd(context.Context, *pgx.Conn, pgx.TracePrepareEndData) {}

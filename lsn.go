@@ -315,16 +315,16 @@ func (t *tracker) disconnect() {
 // observe asks the replica once and remembers the answer. If the replica can, it answers when it has replayed need or
 // when serverWait has passed; a zero need is answered at once.
 func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err error) {
-	sql := reportSQL
+	sql := ""
 	if last := t.latest.Load(); need > 0 && last != nil && last.recovering && last.version >= waitForVersion {
-		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw); %s", need, serverWait.Milliseconds(), reportSQL)
+		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw)", need, serverWait.Milliseconds())
 	}
 	// A connection may have died without a word, and nobody else tells.
 	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
 	err = t.use(ctx, func(conn *pgconn.PgConn) error {
 		o = &observation{asked: clock.Add(1)}
-		o.report, err = askReport(ctx, conn, sql)
+		o.report, err = askPrepared(ctx, conn, sql)
 		return err
 	})
 	if err != nil {

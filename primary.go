@@ -289,7 +289,7 @@ func (p *Pool) attach(config *pgx.ConnConfig) {
 			}
 		}
 		began := time.Now()
-		report, err := askReport(ctx, conn, reportSQL)
+		report, err := askReport(ctx, conn)
 		if err != nil {
 			return err
 		}

@@ -252,7 +252,7 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn) error {
 	if c == nil {
 		return errNotReplayed
 	}
-	report, err := askReport(ctx, conn.PgConn(), reportSQL)
+	report, err := askReport(ctx, conn.PgConn())
 	if err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn) error {
 // welcome is the ValidateConnect of a replica's connections. Any server will do: one that is no standby is fresh, or is
 // found out by shows.
 func (r *replica) welcome(ctx context.Context, conn *pgconn.PgConn) error {
-	report, err := askReport(ctx, conn, reportSQL)
+	report, err := askReport(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -352,7 +352,15 @@ func (p *Pool) addReplica(ctx context.Context, region string, config *pgxpool.Co
 		}
 		one.RuntimeParams["application_name"] = "flyregion"
 		one.RuntimeParams["statement_timeout"] = "0"
-		return pgconn.ConnectConfig(ctx, &one.Config)
+		conn, err := pgconn.ConnectConfig(ctx, &one.Config)
+		if err != nil {
+			return nil, err
+		}
+		if err := prepareReport(ctx, conn); err != nil {
+			closeConn(conn)
+			return nil, err
+		}
+		return conn, nil
 	})
 
 	afterConnect, beforeClose := config.AfterConnect, config.BeforeClose

@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -32,13 +33,62 @@ const reportSQL = `select (extract(epoch from pg_catalog.pg_postmaster_start_tim
 	`case when pg_catalog.pg_is_in_recovery() then (select timeline_id from pg_catalog.pg_control_checkpoint()) ` +
 	`else ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end`
 
-// askReport asks the server at the other end of conn about itself. sql is reportSQL, or something that ends with it.
-func askReport(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
-	row, err := oneRow(ctx, conn, sql)
+// askReport asks the server at the other end of conn about itself.
+func askReport(ctx context.Context, conn *pgconn.PgConn) (report, error) {
+	row, err := oneRow(ctx, conn, reportSQL)
 	if err != nil {
 		return report{}, err
 	}
+	return parseReport(row)
+}
 
+// preparedReport is the name of reportSQL on a connection that asks often: planning takes the server longer than the
+// rest.
+const preparedReport = "flyregion_report"
+
+func prepareReport(ctx context.Context, conn *pgconn.PgConn) error {
+	_, err := conn.Prepare(ctx, preparedReport, reportSQL, nil)
+	return err
+}
+
+// askPrepared is askReport on a connection that prepareReport was called for. The server runs sql before it answers, if
+// that is not empty.
+func askPrepared(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
+	p := conn.StartPipeline(ctx)
+	if sql != "" {
+		p.SendQueryParams(sql, nil, nil, nil, nil)
+	}
+	p.SendQueryPrepared(preparedReport, nil, nil, nil)
+	err := p.Sync()
+	var last *pgconn.Result
+	for err == nil {
+		var results any
+		if results, err = p.GetResults(); err != nil {
+			break
+		}
+		reader, ok := results.(*pgconn.ResultReader)
+		if !ok {
+			break // the sync
+		}
+		last = reader.Read()
+		err = last.Err
+	}
+	if closeErr := p.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return report{}, err
+	}
+	if last == nil || len(last.Rows) != 1 {
+		return report{}, errors.New("flyregion: the server did not answer a report with one row")
+	}
+	return parseReport(last.Rows[0])
+}
+
+func parseReport(row [][]byte) (report, error) {
+	if len(row) != 7 {
+		return report{}, fmt.Errorf("flyregion: a report of %d columns, want 7", len(row))
+	}
 	started, err := strconv.ParseInt(string(row[0]), 10, 64)
 	if err != nil {
 		return report{}, fmt.Errorf("flyregion: pg_postmaster_start_time: %w", err)

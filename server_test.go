@@ -31,7 +31,7 @@ func TestAskReport(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close(context.Background())
-		r, err := askReport(ctx, conn, reportSQL)
+		r, err := askReport(ctx, conn)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -195,84 +195,6 @@ func BenchmarkForward(b *testing.B) {
 	}
 }
 
-// BenchmarkConsistentRead is the time from a write's return to the end of a read on the local replica that sees it,
-// beside an app that asks the replica every millisecond.
-func BenchmarkConsistentRead(b *testing.B) {
-	cluster := sharedCluster(b)
-	name := table(b, cluster, "id int")
-	ctx := b.Context()
-	insert, last := "insert into "+name+" values ($1)", "select max(id) from "+name
-
-	pool := poolIn(b, cluster, "ord", waits(time.Second, time.Second))
-	primary, replica := pgxpoolIn(b, cluster, "ord", "nrt"), pgxpoolIn(b, cluster, "ord", "ord")
-	id := 0
-	for _, test := range []struct {
-		name        string
-		write, read func() error
-	}{
-		{
-			name: "flyregion",
-			write: func() error {
-				_, err := pool.Exec(ctx, insert, id)
-				return err
-			},
-			read: func() error {
-				var got int
-				if err := pool.QueryRow(ctx, last).Scan(&got); err != nil || got != id {
-					return fmt.Errorf("read %d after %d was written: %w", got, id, err)
-				}
-				return nil
-			},
-		},
-		{
-			name: "poll-1ms",
-			write: func() error {
-				_, err := primary.Exec(ctx, insert, id)
-				return err
-			},
-			read: func() error {
-				var position string
-				if err := primary.QueryRow(ctx, "select pg_current_wal_flush_lsn()::text").Scan(&position); err != nil {
-					return err
-				}
-				for shown := false; !shown; {
-					err := replica.QueryRow(ctx, "select pg_last_wal_replay_lsn() >= $1::text::pg_lsn", position).Scan(&shown)
-					if err != nil {
-						return err
-					}
-					if !shown {
-						time.Sleep(time.Millisecond)
-					}
-				}
-				var got int
-				if err := replica.QueryRow(ctx, last).Scan(&got); err != nil || got != id {
-					return fmt.Errorf("read %d after %d was written: %w", got, id, err)
-				}
-				return nil
-			},
-		},
-	} {
-		b.Run(test.name, func(b *testing.B) {
-			const least = 50 // also with -benchtime=1x
-			var took []float64
-			for range max(b.N, least) {
-				id++
-				if err := test.write(); err != nil {
-					b.Fatal(err)
-				}
-				began := time.Now()
-				if err := test.read(); err != nil {
-					b.Fatal(err)
-				}
-				took = append(took, float64(time.Since(began))/float64(time.Millisecond))
-			}
-			b.ReportMetric(0, "ns/op")
-			b.ReportMetric(median(took), "p50-ms")
-			b.ReportMetric(took[len(took)*99/100], "p99-ms") // median has sorted them
-		})
-	}
-}
-
 // BenchmarkMixed is an app of which one statement in twenty writes, beside a pgxpool on the primary.
 func BenchmarkMixed(b *testing.B) {
 	cluster := sharedCluster(b)
@@ -312,7 +234,7 @@ func BenchmarkMixed(b *testing.B) {
 			}
 		}
 	}
-	for _, goroutines := range []int{8, 64} {
+	for _, goroutines := range []int{8, 64, 256} {
 		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
 			alternate(b, 400, [2]string{"pgxpool", "flyregion"},
 				[2]func(int) error{mixed(raw, goroutines), mixed(pool, goroutines)})

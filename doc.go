@@ -18,6 +18,15 @@
 // wrote, [WithoutWait] drops it, [WithPrimary] and [WithReplica] choose the server, and [Config.AwaitWrites] makes the
 // writes wait and not the reads.
 //
+// # What a write costs
+//
+// A write takes one round trip, as it does with pgx on the same connection. The first use of a text on a connection costs
+// what it costs with pgx: one trip more in pgx.QueryExecModeCacheStatement, which is the default, and in
+// QueryExecModeCacheDescribe, for the server has to be asked for the types of the parameters before they can be encoded;
+// all new texts of a batch share that trip. QueryExecModeDescribeExec pays it every time, QueryExecModeExec and
+// QueryExecModeSimpleProtocol never do. BEGIN leaves with the first statement of its transaction, unless that has no
+// arguments or goes by the simple protocol.
+//
 // # What runs where
 //
 // [Classify] says whether a statement reads or writes, by its text; what it does not know goes to the primary. The name

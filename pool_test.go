@@ -1244,3 +1244,62 @@ func TestRoundTrips(t *testing.T) {
 		}
 	})
 }
+
+// TestFirstUse counts the turns of a write whose text a warm connection has never seen, in every mode that pgx has.
+func TestFirstUse(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int, v text")
+	cluster.SetLatency("ord", "nrt", 40*time.Millisecond)
+	t.Cleanup(func() { cluster.SetLatency("ord", "nrt", 0) })
+	ctx := t.Context()
+	link := cluster.Link("ord", "nrt")
+	one := func(c *Config) { c.MaxConns = 1 }
+	pools := map[string]interface {
+		Exec(context.Context, string, ...any) (pgconn.CommandTag, error)
+		SendBatch(context.Context, *pgx.Batch) pgx.BatchResults
+	}{"flyregion": poolIn(t, cluster, "ord", one), "pgxpool": rawPool(t, cluster, "ord", one)}
+
+	for _, c := range []struct {
+		mode          pgx.QueryExecMode
+		first, second int64
+	}{
+		{pgx.QueryExecModeCacheStatement, 2, 1},
+		{pgx.QueryExecModeCacheDescribe, 2, 1},
+		{pgx.QueryExecModeDescribeExec, 2, 2},
+		{pgx.QueryExecModeExec, 1, 1},
+		{pgx.QueryExecModeSimpleProtocol, 1, 1},
+	} {
+		for of, p := range pools {
+			insert := fmt.Sprintf("insert into %s (id, v) values ($1, $2) -- %v, %s", name, c.mode, of)
+			if _, err := p.Exec(ctx, "update "+name+" set id = 0"); err != nil {
+				t.Fatal(err)
+			}
+			var took [2]int64
+			for i := range took {
+				before := link.Turns()
+				if _, err := p.Exec(ctx, insert, c.mode, i, "x"); err != nil {
+					t.Fatal(err)
+				}
+				took[i] = link.Turns() - before
+			}
+			if took != [2]int64{c.first, c.second} {
+				t.Errorf("%v with %s takes %d turns, want %d and then %d", c.mode, of, took, c.first, c.second)
+			}
+		}
+	}
+
+	// However many of a batch's texts are new, they cost one more turn in all.
+	for of, p := range pools {
+		before := link.Turns()
+		b := &pgx.Batch{}
+		for i := range 5 {
+			b.Queue(fmt.Sprintf("insert into %s (id, v) values ($1, $2) -- batch %d", name, i), i, "x")
+		}
+		if err := p.SendBatch(ctx, b).Close(); err != nil {
+			t.Fatal(err)
+		}
+		if turns := link.Turns() - before; turns != 2 {
+			t.Errorf("a batch of new texts with %s takes %d turns", of, turns)
+		}
+	}
+}

@@ -136,6 +136,8 @@ type current struct {
 	copies  bool // it is a COPY, and its TO STDOUT was not seen yet
 	changes bool // executing it changes or locks something
 	effects bool // it calls or names something that belongs to the primary
+	fields  bool // it names a column like a function that does, which is a call if
+	calls   bool // ... there is a function in the FROM; there is something with parentheses
 
 	with      bool // WITH was seen, so that other statements may be nested in it
 	clause    word // FOR, UPDATE or DELETE, while the next word decides what it is; ANALYZE in options likewise
@@ -149,7 +151,7 @@ func (p *inspector) end() {
 	if p.prev != tokNone {
 		p.statements++
 		p.several = p.statements > 1
-		if p.state != inQuery || p.depth != 0 || p.copies || p.effects || p.changes && (!p.explain || p.analyze) {
+		if p.state != inQuery || p.depth != 0 || p.copies || p.effects || p.fields && p.calls || p.changes && (!p.explain || p.analyze) {
 			p.wrote = true
 		}
 	}
@@ -178,6 +180,9 @@ func (p *inspector) onWord(start, end int) {
 		p.atomic++
 	case p.atomic > 0 && w == wordEnd:
 		p.atomic--
+	}
+	if p.prev == tokDot || p.prev == tokWord && p.word == wordAs {
+		w = wordOther // a label, even in SELECT 1 AS as INTO t
 	}
 	p.prev, p.word, p.nameAt, p.nameEnd = tokWord, w, start, end
 }
@@ -355,13 +360,25 @@ func (p *inspector) nests() bool {
 	return p.with
 }
 
-// chain takes a name that may follow a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval; whereas in
-// t.nextval it can only be a column.
+// chain takes a name that may follow a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval.
 func (p *inspector) chain(name string) {
 	if p.prev != tokDot {
 		p.chained = false
 	} else if p.chained {
 		p.call(name)
+	} else if !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog") {
+		p.field(name)
+	}
+}
+
+// field takes a name behind the name of a table, or of what else stands in a FROM. In t.nextval it can only be a column if
+// t is a table, as none of the functions known here takes a row. It is a call if t is a function whose result is a single
+// value, which takes parentheses somewhere in the statement.
+func (p *inspector) field(name string) {
+	if access, ok := p.appSays(name); ok {
+		p.effects = p.effects || access == Write
+	} else if callWrites(name) {
+		p.fields = true
 	}
 }
 
@@ -377,10 +394,12 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 			p.changes = true
 		}
 		p.clause = wordOther
-		if kind == tokUnicode {
-			p.effects = p.effects || p.prev == tokDot && p.chained
-		} else if isSystemName(text) && isServerView(text) {
+		if isSystemName(text) && isServerView(text) {
 			p.effects = true
+		}
+		if kind == tokUnicode {
+			// Any name could be meant, except that a label after AS means nothing.
+			p.effects = p.effects || p.prev == tokDot || strings.Contains(text, `\`) && (p.prev != tokWord || p.word != wordAs)
 		}
 		p.chain(text)
 	case inWrite:
@@ -391,6 +410,7 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 		p.state, p.analyze = inExplainOptions, true
 	case inShow:
 		p.show(text)
+		p.effects = p.effects || kind == tokUnicode
 	case inSet:
 		p.control = p.control || isTransactionSetting(text)
 	default:
@@ -470,16 +490,22 @@ func (p *inspector) onNumber(text string) {
 
 // call takes the name of a function that is called.
 func (p *inspector) call(name string) {
-	if p.own != nil {
-		var buf [maxName]byte
-		if access, ok := p.own[string(lower(&buf, name))]; ok {
-			p.effects = p.effects || access == Write
-			return
-		}
-	}
-	if callWrites(name) {
+	p.calls = true
+	if access, ok := p.appSays(name); ok {
+		p.effects = p.effects || access == Write
+	} else if callWrites(name) {
 		p.effects = true
 	}
+}
+
+// appSays returns what the app says of a function, if it says anything.
+func (p *inspector) appSays(name string) (Access, bool) {
+	if p.own == nil {
+		return Write, false
+	}
+	var buf [maxName]byte
+	access, ok := p.own[string(lower(&buf, name))]
+	return access, ok
 }
 
 // isTransactionSetting reports whether a setting is one of the transaction, such as transaction_read_only.

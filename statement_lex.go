@@ -97,6 +97,15 @@ func (p *inspector) scan() bool {
 			i = end
 		case classDigit:
 			end := skipNumber(sql, i)
+			if end < len(sql) && continuesNumber(sql[i:end], sql[end:]) {
+				for end < len(sql) && inName[sql[end]] {
+					end++
+				}
+				if end < len(sql) && sql[end] == '.' {
+					for end++; end < len(sql) && (classes[sql[end]] == classDigit || sql[end] == '_'); end++ {
+					}
+				}
+			}
 			p.onNumber(sql[i:end])
 			i = end
 		case classQuote:
@@ -301,6 +310,22 @@ func skipNumber(sql string, i int) int {
 		}
 	}
 	return i
+}
+
+// continuesNumber reports whether rest goes on with what PostgreSQL 16 reads as a part of the number before it, as in 1_000
+// and 0x1F, and what to older servers is a name.
+func continuesNumber(number, rest string) bool {
+	if len(rest) < 2 {
+		return false
+	}
+	switch folded[rest[0]] {
+	case '_':
+		return classes[rest[1]] == classDigit
+	case 'x', 'o', 'b':
+		c := folded[rest[1]]
+		return number == "0" && (c == '_' || '0' <= c && c <= '9' || folded[rest[0]] == 'x' && 'a' <= c && c <= 'f')
+	}
+	return false
 }
 
 func skipDigits(sql string, i int) int {

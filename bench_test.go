@@ -145,6 +145,29 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
+// BenchmarkWrite is a write to a primary without latency, through flyregion, which learns its position, and through a
+// pgxpool, which does not: what the question for it costs the client and the server.
+func BenchmarkWrite(b *testing.B) {
+	cluster := sharedCluster(b)
+	name := table(b, cluster, "id int primary key, v int")
+	ctx := b.Context()
+	if err := cluster.Leader().Exec(ctx, "insert into "+name+" values (1, 0)"); err != nil {
+		b.Fatal(err)
+	}
+	times := func(db statements) func(int) error {
+		return func(n int) error {
+			for range n {
+				if _, err := db.Exec(ctx, "update "+name+" set v = v + 1 where id = $1", 1); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	raw, pool := pgxpoolIn(b, cluster, "ord", "nrt"), poolIn(b, cluster, "ord")
+	alternate(b, 50, [2]string{"pgxpool", "flyregion"}, [2]func(int) error{times(raw), times(pool)})
+}
+
 // BenchmarkForward is a write whose position is known when it returns, over a link to the primary with latency. It tells
 // how many round trips that takes, beside a pgxpool whose user asks for the position.
 func BenchmarkForward(b *testing.B) {

@@ -24,8 +24,8 @@
 // what it costs with pgx: one trip more in pgx.QueryExecModeCacheStatement, which is the default, and in
 // QueryExecModeCacheDescribe, for the server has to be asked for the types of the parameters before they can be encoded;
 // all new texts of a batch share that trip. QueryExecModeDescribeExec pays it every time, QueryExecModeExec and
-// QueryExecModeSimpleProtocol never do. BEGIN leaves with the first statement of its transaction, unless that has no
-// arguments or goes by the simple protocol.
+// QueryExecModeSimpleProtocol never do. BEGIN leaves with the first statement of its transaction, so that one of one
+// statement takes two trips.
 //
 // # What runs where
 //

@@ -13,22 +13,32 @@ import (
 // in front of its Sync, so in the same transaction.
 const probeSQL = `select pg_catalog.txid_current_if_assigned() is not null, pg_catalog.current_setting('synchronous_commit')`
 
-// positionSQL asks the primary how far its log goes. It is a simple query behind the statement's end, in the same write,
-// so that the server runs it after the commit and nobody waits for another round trip.
+// asyncSQL is the probe for a statement that writes by its text, of which only the second is unknown. The server does not
+// have to plan it.
+const asyncSQL = `show synchronous_commit`
+
+// positionSQL asks the primary how far its log goes. It is a query behind the statement's end, in the same write, so that
+// the server runs it after the commit and nobody waits for another round trip.
 const positionSQL = `select pg_catalog.pg_current_wal_flush_lsn(), pg_catalog.pg_current_wal_insert_lsn(), ` +
 	`pg_catalog.current_setting('synchronous_commit')`
 
 var (
 	syncMessage     = frontendMessage('S', nil)
 	positionMessage = frontendMessage('Q', []byte(positionSQL+"\x00"))
-	// probeMessages use the unnamed statement and portal: pgx has done with its own by then, and a named one would not
+	// The probes use the unnamed statement and portal: pgx has done with its own by then, and a named one would not
 	// survive a DISCARD ALL.
-	probeMessages = join(
-		frontendMessage('P', []byte("\x00"+probeSQL+"\x00\x00\x00")),
+	probeMessages = unnamed(probeSQL)
+	asyncMessages = unnamed(asyncSQL)
+)
+
+// unnamed returns the messages that run sql in the extended protocol and leave nothing behind.
+func unnamed(sql string) []byte {
+	return join(
+		frontendMessage('P', []byte("\x00"+sql+"\x00\x00\x00")),
 		frontendMessage('B', make([]byte, 8)),
 		frontendMessage('E', make([]byte, 5)),
 	)
-)
+}
 
 func frontendMessage(kind byte, body []byte) []byte {
 	m := make([]byte, 5, 5+len(body))
@@ -46,6 +56,7 @@ type question struct {
 
 	position bool // ask where the log ends when the statement has; in a transaction block that is nobody's business
 	writes   bool // the position counts whatever the probe says
+	known    bool // the statement writes by its text, which the probe need not tell
 	ends     bool // the statement may end a transaction and begin another
 	async    bool // the transaction may commit asynchronously although its session does not
 	copied   bool // the statement is a COPY: ask behind its data, as the server takes all that comes before for data
@@ -88,7 +99,7 @@ type forwarder struct {
 	outstanding int       // ReadyForQuery messages that pgx waits for
 	completions int       // completed commands that come before the probe's answer, 0 if there is no probe
 
-	out []byte // what Write puts together
+	out, tail []byte // what Write puts together
 
 	reader // what only the reading side touches
 }
@@ -132,14 +143,7 @@ func (f *forwarder) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if begin := f.takeBegin(p); begin != "" {
-		if p[0] == 'Q' {
-			if ok, err := f.beginAlone(begin); !ok {
-				if err != nil {
-					return 0, err
-				}
-				return len(p), nil
-			}
-		} else if _, err := f.w.Write(f.beginWith(begin)); err != nil {
+		if _, err := f.w.Write(f.beginWith(begin, p)); err != nil {
 			return 0, err
 		}
 	}
@@ -166,12 +170,6 @@ func (f *forwarder) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
-
-var (
-	positionTail      = positionMessage
-	probeTail         = join(probeMessages, syncMessage)
-	probePositionTail = join(probeMessages, syncMessage, positionMessage)
-)
 
 // sending looks at what leaves. If questions go with it, p[:keep] and the tail are to be sent in its place.
 func (f *forwarder) sending(p []byte) (keep int, tail []byte) {
@@ -223,14 +221,21 @@ func (f *forwarder) sending(p []byte) (keep int, tail []byte) {
 
 	q.asked, q.sent = clock.Add(1), time.Now()
 	f.sent, f.armed = q, nil
-	if !probe {
-		return len(p), positionTail
+	keep, f.tail = len(p), f.tail[:0]
+	if probe {
+		f.completions = executes
+		keep -= len(syncMessage)
+		if q.known {
+			f.tail = append(f.tail, asyncMessages...)
+		} else {
+			f.tail = append(f.tail, probeMessages...)
+		}
+		f.tail = append(f.tail, syncMessage...)
 	}
-	f.completions = executes
 	if q.position {
-		return len(p) - len(syncMessage), probePositionTail
+		f.tail = append(f.tail, positionMessage...)
 	}
-	return len(p) - len(syncMessage), probeTail
+	return keep, f.tail
 }
 
 // isPing reports whether a simple query's text, with its NUL, is pgx's ping.
@@ -284,32 +289,35 @@ func (f *forwarder) copyIn() {
 }
 
 // probeAnswered keeps what the probe says.
-func (f *forwarder) probeAnswered(row []string) {
+func (f *forwarder) probeAnswered(a answer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.sent != nil && len(row) == 2 {
+	if f.sent == nil || a.n == 0 {
+		return
+	}
+	f.sent.async = f.sent.async || a.columns[a.n-1] == "off"
+	if a.n == 2 {
 		f.sent.probed = true
-		f.sent.wrote = row[0] == "t"
-		f.sent.async = f.sent.async || row[1] == "off"
+		f.sent.wrote = a.columns[0] == "t"
 	}
 }
 
-// positionAnswered tells the sessions what the answer to positionSQL says. row is nil if there was none. idle is whether
+// positionAnswered tells the sessions what the answer to positionSQL says. a is empty if there was none. idle is whether
 // the connection is in no transaction block.
-func (f *forwarder) positionAnswered(row []string, idle bool) {
+func (f *forwarder) positionAnswered(a answer, idle bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
 	q := f.sent
 	f.sent = nil
-	if q == nil || len(row) != 3 || !idle && !q.ends {
+	if q == nil || a.n != 3 || !idle && !q.ends {
 		return
 	}
-	flush, err := ParseLSN(row[0])
+	flush, err := ParseLSN(a.columns[0])
 	if err != nil {
 		return
 	}
-	insert, err := ParseLSN(row[1])
+	insert, err := ParseLSN(a.columns[1])
 	if err != nil {
 		return
 	}
@@ -320,7 +328,7 @@ func (f *forwarder) positionAnswered(row []string, idle bool) {
 		return
 	}
 	p := position{origin: f.origin, asked: q.asked, flush: flush, insert: insert}
-	if q.async || row[2] == "off" {
+	if q.async || a.columns[2] == "off" {
 		p.flush = insert
 	}
 	q.pool.wrote(p)

@@ -1,6 +1,7 @@
 package flyregion
 
 import (
+	"bytes"
 	"errors"
 
 	"github.com/jackc/pgx/v5"
@@ -10,10 +11,10 @@ import (
 // snapshot nor a lock. So it is kept back and leaves with that statement, and a transaction of one statement costs two
 // trips and not three. What changes is that a connection which is found dead is found so by the first statement.
 //
-// The statement must not run if the BEGIN fails, as it would be committed on its own. In the extended protocol the server
-// sees to that: behind an error it skips all up to the Sync. Before a simple query, which it would not skip, the BEGIN
-// goes alone, and costs the trip that it costs with pgx. After a refusal pgx is told of a transaction block that has
-// failed, and nothing but its ROLLBACK is let through.
+// The statement must not run if the BEGIN fails, as it would be committed on its own. The server sees to that: behind an
+// error in the extended protocol, in which the BEGIN goes, it skips everything up to the next Sync, simple queries too.
+// After a refusal pgx is told of a transaction block that has failed, and nothing but its ROLLBACK is let through.
+// See https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-EXT-QUERY.
 
 // plainBegins are the texts that pgx begins transactions with.
 var plainBegins = func() map[string]bool {
@@ -55,7 +56,7 @@ func (f *forwarder) keepBegin(p []byte) bool {
 		return false
 	}
 	f.kept = string(text)
-	f.unread = append(f.unread, begun...)
+	f.unread.Write(begun)
 	return true
 }
 
@@ -97,26 +98,33 @@ func (f *forwarder) takeBegin(p []byte) string {
 	return kept
 }
 
-// beginWith returns what goes in front of messages of the extended protocol, whose answer the reading side takes out.
-func (f *forwarder) beginWith(begin string) []byte {
+// beginWith returns what goes in front of p, whose answer the reading side takes out.
+func (f *forwarder) beginWith(begin string, p []byte) []byte {
 	f.hold(stageBegin)
-	return join(
-		frontendMessage('P', []byte("\x00"+begin+"\x00\x00\x00")),
-		frontendMessage('B', make([]byte, 8)),
-		frontendMessage('E', make([]byte, 5)),
-	)
+	f.behind = 0
+	for rest := p; len(rest) >= 5; {
+		end := messageLen(rest)
+		if end < 5 || end > len(rest) {
+			break
+		}
+		if rest[0] == 'Q' {
+			f.behind++
+		}
+		rest = rest[end:]
+	}
+	return unnamed(begin)
 }
 
-// beginAlone sends the BEGIN that was kept back and waits for it. If the server refuses it pgx gets the refusal to read,
-// as the answer to what it wanted to send.
-func (f *forwarder) beginAlone(begin string) (ok bool, err error) {
-	if _, err := f.w.Write(frontendMessage('Q', []byte(begin+"\x00"))); err != nil {
-		return false, err
+// skipped sees to it that the server, which has refused a BEGIN and skips what went behind it, answers nevertheless: a
+// simple query has no Sync of its own. The question for the position is such a query too, and is not answered.
+func (f *forwarder) skipped() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+
+	if f.behind == 0 {
+		return
 	}
-	f.hold(stageBeginAlone)
-	for f.held != nil && f.err == nil {
-		f.readHeld()
-	}
-	// An error is for pgx to read, behind what the server may have said before.
-	return f.err == nil && !f.failing, nil
+	f.sent = nil
+	// If it cannot be written, the next read has the words for that.
+	_, _ = f.w.Write(bytes.Repeat(syncMessage, f.behind))
 }

@@ -9,24 +9,34 @@ import (
 // reader is the reading side of a forwarder.
 type reader struct {
 	in     scanner
-	unread []byte // for pgx to read before anything else
-	err    error  // for pgx to read after unread
+	unread bytes.Buffer // for pgx to read before anything else
+	err    error        // for pgx to read after unread
 
-	held    []byte   // what has arrived since the answers began, nil while everything goes straight through
-	stage   stage    // which answer is being read
-	end     []byte   // the statement's ReadyForQuery, while it is kept from pgx
-	row     []string // of the answer that is being read
-	failing bool     // that answer is an error
+	held    []byte // what has arrived since the answers began, nil while everything goes straight through
+	stage   stage  // which answer is being read
+	end     []byte // the statement's ReadyForQuery, while it is kept from pgx
+	row     answer // the one that is being read
+	failing bool   // it is an error
+
+	behind int // simple queries that went behind a BEGIN
+
+	heldRoom []byte // for held
+	endRoom  [readyForQueryLen]byte
+}
+
+// answer is a row of text columns.
+type answer struct {
+	columns [3]string
+	n       int // how many there are; 0 for none, or one that is not as it should be
 }
 
 // stage is how far the answers have come.
 type stage uint8
 
 const (
-	stageProbe      stage = iota // up to the statement's ReadyForQuery
-	stagePosition                // up to that of positionSQL
-	stageBegin                   // of a BEGIN in front of pgx's messages, up to its end
-	stageBeginAlone              // of a BEGIN alone, up to its ReadyForQuery
+	stageProbe    stage = iota // up to the statement's ReadyForQuery
+	stagePosition              // up to that of positionSQL
+	stageBegin                 // of a BEGIN in front of pgx's messages, up to its end
 )
 
 const readyForQueryLen = 6
@@ -34,10 +44,8 @@ const readyForQueryLen = 6
 // Read gives pgx what the server sent, without the answers to the questions.
 func (f *forwarder) Read(p []byte) (int, error) {
 	for {
-		if len(f.unread) > 0 {
-			n := copy(p, f.unread)
-			f.unread = f.unread[n:]
-			return n, nil
+		if f.unread.Len() > 0 {
+			return f.unread.Read(p)
 		}
 		if f.err != nil {
 			err := f.err
@@ -72,7 +80,7 @@ func (f *forwarder) scan(p []byte) int {
 			case 'Z':
 				if f.readyForQuery() {
 					f.hold(stagePosition)
-					f.end = make([]byte, 0, readyForQueryLen)
+					f.end = f.endRoom[:0]
 					return i
 				}
 			case 'G':
@@ -95,8 +103,11 @@ func (f *forwarder) scan(p []byte) int {
 
 // hold begins to keep what arrives from pgx.
 func (f *forwarder) hold(s stage) {
-	f.held = make([]byte, 0, 512)
-	f.stage, f.end, f.row, f.failing = s, nil, nil, false
+	if f.heldRoom == nil {
+		f.heldRoom = make([]byte, 0, 512)
+	}
+	f.held = f.heldRoom
+	f.stage, f.end, f.row, f.failing = s, nil, answer{}, false
 }
 
 // readHeld reads on until the answers are complete or the connection fails.
@@ -121,7 +132,7 @@ func (f *forwarder) releaseEnd() bool {
 	if len(f.end) != readyForQueryLen {
 		return false
 	}
-	f.unread = append(f.unread, f.end...)
+	f.unread.Write(f.end)
 	f.end = nil
 	return true
 }
@@ -138,9 +149,9 @@ func (f *forwarder) parseHeld() {
 		end := messageLen(rest)
 		if end < 5 || rest[0] == 'Z' && end != readyForQueryLen {
 			// Not PostgreSQL's protocol. pgx has the words for that.
-			f.positionAnswered(nil, false)
+			f.positionAnswered(answer{}, false)
 			f.releaseEnd()
-			f.unread = append(f.unread, rest...)
+			f.unread.Write(rest)
 			f.held, f.end = nil, nil
 			return
 		}
@@ -152,42 +163,36 @@ func (f *forwarder) parseHeld() {
 
 		switch kind := m[0]; {
 		case kind == 'N' || kind == 'A' || kind == 'S': // notice, notification, parameter status: they may come any time
-			f.unread = append(f.unread, m...)
+			f.unread.Write(m)
 		case kind == 'C' && f.stage == stageBegin:
 			f.pass(rest)
 			return
-		case kind == 'E' && (f.stage == stageBegin || f.stage == stageBeginAlone):
-			f.unread = append(f.unread, m...)
-			f.failing = true
+		case kind == 'E' && f.stage == stageBegin:
+			f.unread.Write(m)
+			f.skipped()
 		case kind == 'Z' && f.stage == stageBegin:
 			// The server has skipped what pgx sent behind the BEGIN.
 			m = f.notBegun(m)
 			if !f.readyForQuery() {
-				f.unread = append(f.unread, m...)
+				f.unread.Write(m)
 				f.pass(rest)
 				return
 			}
-			f.stage, f.row, f.failing = stagePosition, nil, false
+			f.stage, f.row, f.failing = stagePosition, answer{}, false
 			f.end = m
-		case kind == 'Z' && f.stage == stageBeginAlone:
-			if f.failing {
-				f.unread = append(f.unread, f.notBegun(m)...)
-			}
-			f.pass(rest)
-			return
 		case kind == 'D':
 			f.row = columnsOf(m[5:])
 		case kind == 'E' && f.stage == stageProbe:
 			// The transaction was still open, and has failed with the probe: the error is the statement's.
-			f.unread = append(f.unread, m...)
+			f.unread.Write(m)
 			f.failing = true
 		case kind == 'E':
 			f.failing = true
 			if isFatal(m[5:]) {
 				// The server ends the connection. The statement, which came before, must not appear to have failed.
-				f.positionAnswered(nil, false)
+				f.positionAnswered(answer{}, false)
 				f.releaseEnd()
-				f.unread = append(f.unread, m...)
+				f.unread.Write(m)
 				f.pass(rest)
 				return
 			}
@@ -198,15 +203,15 @@ func (f *forwarder) parseHeld() {
 				f.probeAnswered(f.row)
 			}
 			if !f.readyForQuery() {
-				f.unread = append(f.unread, m...)
+				f.unread.Write(m)
 				f.pass(rest)
 				return
 			}
-			f.stage, f.row, f.failing = stagePosition, nil, false
-			f.end = append(f.end, m...)
+			f.stage, f.row, f.failing = stagePosition, answer{}, false
+			f.end = append(f.endRoom[:0], m...)
 		case kind == 'Z':
 			if f.failing {
-				f.row = nil
+				f.row = answer{}
 			}
 			f.positionAnswered(f.row, m[5] == 'I')
 			f.releaseEnd()
@@ -221,7 +226,7 @@ func (f *forwarder) parseHeld() {
 func (f *forwarder) pass(rest []byte) {
 	f.held, f.end, f.in = nil, nil, scanner{}
 	n := f.scan(rest)
-	f.unread = append(f.unread, rest[:n]...)
+	f.unread.Write(rest[:n])
 	if f.held != nil {
 		f.held = append(f.held, rest[n:]...)
 		f.parseHeld()
@@ -232,27 +237,29 @@ func (f *forwarder) pass(rest []byte) {
 // message.
 func messageLen(m []byte) int { return 1 + int(int32(binary.BigEndian.Uint32(m[1:]))) }
 
-// columnsOf returns the columns of a DataRow's body, nil if one of them is NULL or the body is malformed.
-func columnsOf(body []byte) []string {
+// columnsOf returns the columns of a DataRow's body, none if one of them is NULL or the body is not that of an answer.
+func columnsOf(body []byte) (a answer) {
 	if len(body) < 2 {
-		return nil
+		return answer{}
 	}
-	columns := make([]string, 0, 3)
 	n := int(binary.BigEndian.Uint16(body))
-	body = body[2:]
-	for range n {
-		if len(body) < 4 {
-			return nil
-		}
-		size := int(int32(binary.BigEndian.Uint32(body)))
-		body = body[4:]
-		if size < 0 || size > len(body) {
-			return nil
-		}
-		columns = append(columns, string(body[:size]))
-		body = body[size:]
+	if n > len(a.columns) {
+		return answer{}
 	}
-	return columns
+	rest := string(body[2:])
+	for i := range n {
+		if len(rest) < 4 {
+			return answer{}
+		}
+		size := int(int32(uint32(rest[0])<<24 | uint32(rest[1])<<16 | uint32(rest[2])<<8 | uint32(rest[3])))
+		rest = rest[4:]
+		if size < 0 || size > len(rest) {
+			return answer{}
+		}
+		a.columns[i], rest = rest[:size], rest[size:]
+	}
+	a.n = n
+	return a
 }
 
 // isFatal reports whether an ErrorResponse's body says that the server closes the connection.

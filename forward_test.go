@@ -125,7 +125,7 @@ func FuzzForwarder(f *testing.F) {
 		for i := 0; i < len(data); i++ {
 			kind := data[i]
 			body := data[i:min(len(data), i+int(kind%8))]
-			extended, asks, fails, wrote := kind&1 != 0, kind&2 != 0, kind&4 != 0, kind&8 != 0
+			extended, asks, fails, wrote, known := kind&1 != 0, kind&2 != 0, kind&4 != 0, kind&8 != 0, kind&16 != 0
 			var stream, want []byte
 			pass := func(m []byte) { stream, want = append(stream, m...), append(want, m...) }
 			drop := func(m []byte) { stream = append(stream, m...) }
@@ -139,7 +139,7 @@ func FuzzForwarder(f *testing.F) {
 			}
 			ready := frontendMessage('Z', []byte{'I'})
 
-			q := &question{pool: session, position: asks, writes: !extended}
+			q := &question{pool: session, position: asks, writes: !extended || known, known: known}
 			sane.announce(q, false)
 			if extended {
 				_, _ = sane.Write(join(frontendMessage('P', body), frontendMessage('E', body), frontendMessage('E', body), syncMessage))
@@ -161,7 +161,11 @@ func FuzzForwarder(f *testing.F) {
 				drop(frontendMessage('1', nil))
 				drop(frontendMessage('2', nil))
 				aside()
-				drop(rowMessage(map[bool]string{true: "t", false: "f"}[wrote], "on"))
+				if known {
+					drop(rowMessage("on"))
+				} else {
+					drop(rowMessage(map[bool]string{true: "t", false: "f"}[wrote], "on"))
+				}
 				drop(frontendMessage('C', body))
 				aside()
 			}
@@ -181,10 +185,10 @@ func FuzzForwarder(f *testing.F) {
 				t.Fatalf("the forwarder makes %q of %q, want %q", got, stream, want)
 			}
 			sane.conclude()
-			if asks && (wrote || !extended || fails) {
+			if asks && (wrote || !extended || fails || known) {
 				position++
 			}
-			if q.answered != asks || session.load().position != position || extended && !fails && (!q.probed || q.wrote != wrote) {
+			if q.answered != asks || session.load().position != position || extended && !fails && !known && (!q.probed || q.wrote != wrote) {
 				t.Fatalf("after %q: %+v and position %v, want %v", stream, q, session.load().position, position)
 			}
 		}

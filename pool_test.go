@@ -573,6 +573,7 @@ func hide(t testing.TB, cluster *pgcluster.Cluster, table string) {
 		create function s_T.f(i text, j int) returns int language sql as 'select s_T.f(i::int + j)';
 		create operator s_T.<<< (function = s_T.f, leftarg = text, rightarg = int);
 		create view s_T.v as select s_T.f(i::int) as id from current_setting('app.id') i;
+		create function s_T.hurry() returns text language plpgsql as 'begin set local synchronous_commit = off; return ''x''; end';
 		create procedure s_T.p(i int) language plpgsql as 'begin insert into T (id) values (i); commit; perform 1; end';
 	`, "T", table))
 	if err != nil {
@@ -654,6 +655,20 @@ var asyncPaths = []writePath{
 			}
 			return execs(ctx, tx, "hurry", insertText(table, id))
 		})
+	}},
+	{"hidden in a write", func(ctx context.Context, p *Pool, table string, id int) error {
+		_, err := p.Exec(ctx, "insert into "+table+" (id, v) values ($1, s_"+table+".hurry())", id)
+		return err
+	}},
+	{"hidden in a write of a batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		b := &pgx.Batch{}
+		b.Queue("insert into "+table+" (id, v) values ($1, s_"+table+".hurry())", id)
+		b.Queue("select 1")
+		return p.SendBatch(ctx, b).Close()
+	}},
+	{"hidden in a read", func(ctx context.Context, p *Pool, table string, id int) error {
+		_, err := p.Exec(ctx, "select s_"+table+".f($1), s_"+table+".hurry()", id)
+		return err
 	}},
 	{"session", func(ctx context.Context, p *Pool, table string, id int) error {
 		return onConn(p, ctx, func(c *pgxpool.Conn) error {
@@ -1203,7 +1218,7 @@ func TestRoundTrips(t *testing.T) {
 		}, 2},
 		{"transaction without arguments", func(p pool) error {
 			return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error { return execs(ctx, tx, insertText(name, 1)) })
-		}, 0},
+		}, 2},
 		{"acquired", func(p pool) error {
 			return p.AcquireFunc(ctx, func(c *pgxpool.Conn) error { _, err := c.Exec(ctx, insert, 1, "x"); return err })
 		}, 1},

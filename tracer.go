@@ -141,6 +141,7 @@ func (t *Tracer) ask(c *primaryConn, copied bool) *question {
 		}
 	default:
 		q.position = true
+		q.known = s.access == Write
 		q.writes = s.access == Write || t.pool.unsure(t.pool.session.load()) ||
 			slices.ContainsFunc(c.sessions, func(s *Session) bool { return t.pool.unsure(s.load()) })
 	}

@@ -22,6 +22,7 @@ func pgxpoolIn(b testing.TB, cluster *pgcluster.Cluster, app, server string, cha
 	if err != nil {
 		b.Fatal(err)
 	}
+	config.ConnConfig.RuntimeParams["log_statement"] = "none"
 	site := cluster.From(app)
 	config.ConnConfig.LookupFunc, config.ConnConfig.DialFunc = site.LookupHost, site.DialContext
 	for _, f := range change {
@@ -34,6 +35,9 @@ func pgxpoolIn(b testing.TB, cluster *pgcluster.Cluster, app, server string, cha
 	b.Cleanup(pool.Close)
 	return pool
 }
+
+// unlogged keeps the servers from writing every statement to their log, as they do for the tests.
+func unlogged(c *Config) { c.ConnConfig.RuntimeParams["log_statement"] = "none" }
 
 // median returns the middle one of some values.
 func median(values []float64) float64 {
@@ -100,7 +104,7 @@ func alternate(b *testing.B, size int, names [2]string, run [2]func(n int) error
 func BenchmarkRead(b *testing.B) {
 	cluster := sharedCluster(b)
 	raw := pgxpoolIn(b, cluster, "ord", "ord")
-	pool := poolIn(b, cluster, "ord")
+	pool := poolIn(b, cluster, "ord", unlogged)
 	ctx := b.Context()
 
 	for _, test := range []struct {
@@ -164,7 +168,7 @@ func BenchmarkWrite(b *testing.B) {
 			return nil
 		}
 	}
-	raw, pool := pgxpoolIn(b, cluster, "ord", "nrt"), poolIn(b, cluster, "ord")
+	raw, pool := pgxpoolIn(b, cluster, "ord", "nrt"), poolIn(b, cluster, "ord", unlogged)
 	alternate(b, 50, [2]string{"pgxpool", "flyregion"}, [2]func(int) error{times(raw), times(pool)})
 }
 
@@ -179,7 +183,7 @@ func BenchmarkForward(b *testing.B) {
 	ctx := b.Context()
 	insert := "insert into " + name + " values (1)"
 
-	pool := poolIn(b, cluster, "ord")
+	pool := poolIn(b, cluster, "ord", unlogged)
 	raw := pgxpoolIn(b, cluster, "ord", "nrt")
 	for _, test := range []struct {
 		name  string
@@ -231,7 +235,7 @@ func BenchmarkMixed(b *testing.B) {
 	}
 	const conns = 16
 	raw := pgxpoolIn(b, cluster, "ord", "nrt", func(c *pgxpool.Config) { c.MaxConns = conns })
-	pool := poolIn(b, cluster, "ord", func(c *Config) { c.MaxConns = conns })
+	pool := poolIn(b, cluster, "ord", unlogged, func(c *Config) { c.MaxConns = conns })
 
 	mixed := func(db statements, goroutines int) func(int) error {
 		return func(n int) error {

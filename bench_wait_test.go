@@ -69,7 +69,7 @@ func BenchmarkConsistentRead(b *testing.B) {
 	for _, busy := range []bool{false, true} {
 		name := table(b, cluster, "id int primary key")
 		const flush = "pg_current_wal_flush_lsn()"
-		pool := poolIn(b, cluster, "ord", waits(time.Minute, time.Minute))
+		pool := poolIn(b, cluster, "ord", unlogged, waits(time.Minute, time.Minute))
 		readers := []consistentReader{
 			{
 				name: "flyregion",
@@ -152,7 +152,7 @@ func BenchmarkWaiters(b *testing.B) {
 	for _, waiters := range []int{100, most} {
 		b.Run(fmt.Sprint(waiters), func(b *testing.B) {
 			ctx := b.Context()
-			pool := poolIn(b, cluster, "ord", waits(time.Hour, time.Hour))
+			pool := poolIn(b, cluster, "ord", unlogged, waits(time.Hour, time.Hour))
 			comesHome(b, ctx, pool)
 			replica, link := cluster.Server("ord"), cluster.Link("ord", "ord")
 			if err := replica.PauseReplay(ctx); err != nil {

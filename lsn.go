@@ -67,10 +67,14 @@ var (
 )
 
 const (
-	// eagerPolls follow one another without a pause: an idle cluster replays a commit within a few of them.
-	eagerPolls = 8
-	// minPollPause and maxPollPause bound the pauses of a watcher whose replica is further behind.
-	minPollPause = 500 * time.Microsecond
+	// eagerPolls may follow one another without a pause, for an idle cluster replays a commit within a few of them, and
+	// another one each time that pollTime has passed: so a replica is asked 2,000 times a second at most.
+	eagerPolls = 16
+	pollTime   = 500 * time.Microsecond
+	// eagerTime is how long after it made headway a replica is asked so. A replica that is further behind is asked in
+	// pauses of a part of the time that it has already been waited for, so that nobody waits much longer than he must.
+	eagerTime    = 2 * time.Millisecond
+	pausePart    = 4
 	maxPollPause = 5 * time.Millisecond
 	// waitForVersion is the first version of PostgreSQL with WAIT FOR LSN, which is told of replay and does not poll for
 	// it. It is not a function for a reason that holds for any loop in a function too: that would hold a snapshot,
@@ -110,6 +114,10 @@ type tracker struct {
 	stopped  bool
 	idle     *time.Timer
 	done     sync.WaitGroup
+
+	// Of the watcher alone: how many polls it may still make without a pause, and as of when.
+	eager float64
+	paced time.Time
 }
 
 // newTracker returns a tracker whose watcher connects with connect. It does no I/O.
@@ -261,35 +269,49 @@ func (t *tracker) leave(w *waiter) {
 
 // watch asks the replica as long as somebody waits.
 func (t *tracker) watch() {
-	pause := time.Duration(0)
-	for polls := 1; ; polls++ {
+	headway := time.Now()
+	paced := false
+	for {
 		need, anybody := t.lowest()
 		if !anybody {
 			return
 		}
-		began := t.latest.Load()
+		if !paced && !t.serverWaits(need) && t.pace(time.Since(headway)) {
+			paced = true
+			continue // they may have left meanwhile
+		}
+		paced = false
 		o, err := t.observe(t.ctx, need)
 		if err != nil {
 			t.wakeAll(err)
 			continue
 		}
-		woken := t.wake(o)
-
-		switch {
-		case polls < eagerPolls:
-			continue
-		case began != nil && began.version >= waitForVersion && o.replayed < need:
-			continue // the server has waited
-		case woken || pause == 0:
-			pause = minPollPause
-		default:
-			pause = min(pause*2, maxPollPause)
-		}
-		select {
-		case <-time.After(pause):
-		case <-t.ctx.Done():
+		if t.wake(o) {
+			headway = time.Now()
 		}
 	}
+}
+
+// serverWaits reports whether the server answers a question for need only when something has happened.
+func (t *tracker) serverWaits(need LSN) bool {
+	last := t.latest.Load()
+	return last != nil && last.recovering && last.version >= waitForVersion && last.replayed < need
+}
+
+// pace lets as much time pass as there must be before the next question, when the replica has made no headway for a while,
+// and reports whether it was any. Only the watcher calls it.
+func (t *tracker) pace(waited time.Duration) bool {
+	now := time.Now()
+	t.eager = min(t.eager+float64(now.Sub(t.paced))/float64(pollTime), eagerPolls) - 1
+	t.paced = now
+	if t.eager >= 0 && waited < eagerTime {
+		return false
+	}
+	select {
+	case <-time.After(min(max(waited/pausePart, pollTime), maxPollPause)):
+	case <-t.ctx.Done():
+	}
+	return true
 }
 
 // lowest returns the lowest position that somebody waits for. If nobody waits the watcher counts as stopped.
@@ -316,7 +338,7 @@ func (t *tracker) disconnect() {
 // when serverWait has passed; a zero need is answered at once.
 func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err error) {
 	sql := ""
-	if last := t.latest.Load(); need > 0 && last != nil && last.recovering && last.version >= waitForVersion {
+	if need > 0 && t.serverWaits(need) {
 		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw)", need, serverWait.Milliseconds())
 	}
 	// A connection may have died without a word, and nobody else tells.

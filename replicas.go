@@ -77,8 +77,9 @@ type replica struct {
 	// limit bounds, in time, how long a read may be held up by connecting to the replica.
 	limit time.Duration
 
-	open, used atomic.Int32 // connections of the pool
-	answered   atomic.Int64 // when a connection was last had, in nanoseconds since 1970
+	open, used atomic.Int32  // connections of the pool
+	answered   atomic.Int64  // when a connection was last had, in nanoseconds since 1970
+	greeted    atomic.Uint64 // how far the server had replayed when it was last connected to
 
 	hooked bool // the app looks at every connection that is acquired
 
@@ -246,6 +247,14 @@ func (r *replica) shows(conn *pgx.Conn, state sessionState) bool {
 	return r.tracker.shows(o, state.position)
 }
 
+// replayed returns the position that the replica was at when it was last asked, 0 if it never was.
+func (r *replica) replayed() LSN {
+	if known := r.tracker.replayed(); known > 0 {
+		return known
+	}
+	return LSN(r.greeted.Load())
+}
+
 // ask brings what is known of conn up to date.
 func (r *replica) ask(ctx context.Context, conn *pgx.Conn) error {
 	c := replicaConnOf(conn)
@@ -267,6 +276,7 @@ func (r *replica) welcome(ctx context.Context, conn *pgconn.PgConn) error {
 	if err != nil {
 		return err
 	}
+	r.greeted.Store(uint64(report.replayed))
 	conn.CustomData()[customDataKey] = &replicaConn{report: report, opened: clock.Add(1)}
 	return nil
 }

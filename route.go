@@ -207,7 +207,7 @@ func await[C pooledConn](ctx context.Context, p *Pool, r *route, rep *replica, f
 	}
 	wait := p.telemetry.startWait(ctx, rep.region, state.position)
 	conn, err := awaitReplay(ctx, rep, from, state, opened, limit)
-	found := rep.tracker.replayed()
+	found := rep.replayed()
 	switch {
 	case err == nil:
 		wait.end(ctx, max(found, state.position), waitReplayed)
@@ -225,7 +225,7 @@ func await[C pooledConn](ctx context.Context, p *Pool, r *route, rep *replica, f
 func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from lender[C], state sessionState, opened uint64, limit time.Duration) (C, error) {
 	err := rep.tracker.wait(ctx, state.position, opened, limit)
 	if errors.Is(err, errNotReplayed) {
-		return nil, &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.tracker.replayed()}
+		return nil, &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.replayed()}
 	}
 	if err != nil {
 		return nil, err
@@ -246,7 +246,7 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from lender[C]
 	}
 	from.release(rep, conn)
 	if err == nil {
-		err = &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.tracker.replayed()}
+		err = &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.replayed()}
 	}
 	return nil, err
 }

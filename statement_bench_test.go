@@ -83,7 +83,7 @@ func BenchmarkRoute(b *testing.B) {
 func BenchmarkRoutingShare(b *testing.B) {
 	const slice = 200
 	cluster := sharedCluster(b)
-	pool := poolIn(b, cluster, "ord")
+	pool := poolIn(b, cluster, "ord", unlogged)
 	ctx := context.Background()
 	sql := "SELECT 1"
 	one := func(query func() error) time.Duration {

@@ -94,7 +94,8 @@ type forwarder struct {
 	armed       *question // to go with the next statement
 	sent        *question // gone, and not answered
 	begins      bool      // what the tracer has announced is a BEGIN
-	kept        string    // a BEGIN that pgx takes for sent, to go with what comes next
+	beginning   bool      // the server has not answered a BEGIN that pgx takes for answered
+	behind      int       // simple queries that were sent behind it
 	refused     bool      // the server has refused it
 	outstanding int       // ReadyForQuery messages that pgx waits for
 	completions int       // completed commands that come before the probe's answer, 0 if there is no probe
@@ -139,13 +140,11 @@ func (f *forwarder) Write(p []byte) (int, error) {
 	if f.refuse(p) {
 		return 0, errNotBegun
 	}
-	if f.keepBegin(p) {
-		return len(p), nil
-	}
-	if begin := f.takeBegin(p); begin != "" {
-		if _, err := f.w.Write(f.beginWith(begin, p)); err != nil {
+	if begin := f.begin(p); begin != nil {
+		if _, err := f.w.Write(begin); err != nil {
 			return 0, err
 		}
+		return len(p), nil
 	}
 
 	keep, tail := f.sending(p)
@@ -191,6 +190,9 @@ func (f *forwarder) sending(p []byte) (keep int, tail []byte) {
 		switch last {
 		case 'Q':
 			f.outstanding++
+			if f.beginning {
+				f.behind++
+			}
 			if !isPing(rest[5:end]) {
 				queries++
 			}
@@ -261,7 +263,10 @@ func (f *forwarder) readyForQuery() (hold bool) {
 	if f.origin == 0 {
 		return false
 	}
-	if f.outstanding > 0 {
+	if f.outstanding == 0 {
+		// What has ended was not seen to leave: pgconn writes an ExecBatch past its frontend.
+		f.raw = true
+	} else {
 		f.outstanding--
 	}
 	if f.outstanding > 0 {

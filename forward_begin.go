@@ -8,10 +8,12 @@ import (
 )
 
 // A BEGIN of pgx's does nothing that anybody could see before the transaction's first statement: it takes neither a
-// snapshot nor a lock. So it is kept back and leaves with that statement, and a transaction of one statement costs two
-// trips and not three. What changes is that a connection which is found dead is found so by the first statement.
+// snapshot nor a lock. So nobody waits for its answer, which comes with that of the first statement, and a transaction of
+// one statement costs two trips and not three. What changes is that a connection which is found dead is found so by the
+// first statement.
 //
-// The statement must not run if the BEGIN fails, as it would be committed on its own. The server sees to that: behind an
+// The BEGIN leaves at once nevertheless, so that whatever is written behind it, and in whatever way, comes after it. The
+// statement must not run if the BEGIN fails, as it would be committed on its own. The server sees to that: behind an
 // error in the extended protocol, in which the BEGIN goes, it skips everything up to the next Sync, simple queries too.
 // After a refusal pgx is told of a transaction block that has failed, and nothing but its ROLLBACK is let through.
 // See https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-EXT-QUERY.
@@ -39,25 +41,27 @@ var plainBegins = func() map[string]bool {
 	return texts
 }()
 
-// begun is what pgx gets to read for a BEGIN that is kept back.
+// begun is what pgx gets to read for a BEGIN that the server has not answered yet.
 var begun = join(frontendMessage('C', []byte("BEGIN\x00")), frontendMessage('Z', []byte("T")))
 
-// keepBegin keeps p back if it is a BEGIN that can be. It answers in the server's place.
-func (f *forwarder) keepBegin(p []byte) bool {
+// begin returns what is to be sent in place of p if p is a BEGIN that need not be waited for. It answers in the server's
+// place.
+func (f *forwarder) begin(p []byte) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
 	// An answer that is still to come, after a context that ended early, must not be taken for that to the BEGIN.
 	if !f.begins || f.outstanding > 0 || f.sent != nil || f.held != nil || len(p) < 6 || p[0] != 'Q' || messageLen(p) != len(p) {
-		return false
+		return nil
 	}
-	text := p[5 : len(p)-1]
-	if !plainBegins[string(text)] {
-		return false
+	text := string(p[5 : len(p)-1])
+	if !plainBegins[text] {
+		return nil
 	}
-	f.kept = string(text)
+	f.hold(stageBegin)
+	f.beginning, f.behind = true, 0
 	f.unread.Write(begun)
-	return true
+	return unnamed(text)
 }
 
 var errNotBegun = errors.New("flyregion: the server has refused to begin the transaction")
@@ -85,43 +89,15 @@ func (f *forwarder) notBegun(z []byte) []byte {
 	return append(append([]byte(nil), z[:5]...), 'E')
 }
 
-// takeBegin returns the BEGIN that was kept back, if p is something that it must be in front of.
-func (f *forwarder) takeBegin(p []byte) string {
+// beginAnswered notes that the server has answered a BEGIN. If it has refused, it skips what went behind it. It is made to
+// answer nevertheless: a simple query has no Sync of its own. The question for the position is such a query too, and has
+// no answer then.
+func (f *forwarder) beginAnswered(refused bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
-	kept := f.kept
-	f.kept = ""
-	if len(p) > 0 && p[0] == 'X' {
-		return "" // pgx closes the connection
-	}
-	return kept
-}
-
-// beginWith returns what goes in front of p, whose answer the reading side takes out.
-func (f *forwarder) beginWith(begin string, p []byte) []byte {
-	f.hold(stageBegin)
-	f.behind = 0
-	for rest := p; len(rest) >= 5; {
-		end := messageLen(rest)
-		if end < 5 || end > len(rest) {
-			break
-		}
-		if rest[0] == 'Q' {
-			f.behind++
-		}
-		rest = rest[end:]
-	}
-	return unnamed(begin)
-}
-
-// skipped sees to it that the server, which has refused a BEGIN and skips what went behind it, answers nevertheless: a
-// simple query has no Sync of its own. The question for the position is such a query too, and is not answered.
-func (f *forwarder) skipped() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-
-	if f.behind == 0 {
+	f.beginning = false
+	if !refused || f.behind == 0 {
 		return
 	}
 	f.sent = nil

@@ -18,8 +18,6 @@ type reader struct {
 	row     answer // the one that is being read
 	failing bool   // it is an error
 
-	behind int // simple queries that went behind a BEGIN
-
 	heldRoom []byte // for held
 	endRoom  [readyForQueryLen]byte
 }
@@ -165,11 +163,12 @@ func (f *forwarder) parseHeld() {
 		case kind == 'N' || kind == 'A' || kind == 'S': // notice, notification, parameter status: they may come any time
 			f.unread.Write(m)
 		case kind == 'C' && f.stage == stageBegin:
+			f.beginAnswered(false)
 			f.pass(rest)
 			return
 		case kind == 'E' && f.stage == stageBegin:
 			f.unread.Write(m)
-			f.skipped()
+			f.beginAnswered(true)
 		case kind == 'Z' && f.stage == stageBegin:
 			// The server has skipped what pgx sent behind the BEGIN.
 			m = f.notBegun(m)

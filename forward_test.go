@@ -958,9 +958,14 @@ func TestForwarderBegin(t *testing.T) {
 			"current_setting('transaction_deferrable') || $1::text", "").Scan(&level)
 		return level, err
 	}
-	for _, size := range []int{1, 1 << 20} {
-		theirs := rawPool(t, cluster, "ord", inPieces(size))
-		ours := poolIn(t, cluster, "ord", inPieces(size)).Primary()
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		inMode := func(c *Config) { c.ConnConfig.DefaultQueryExecMode = mode }
+		size := 1
+		if mode == pgx.QueryExecModeExec {
+			size = 1 << 20
+		}
+		theirs := rawPool(t, cluster, "ord", inPieces(size), inMode)
+		ours := poolIn(t, cluster, "ord", inPieces(size), inMode).Primary()
 		for _, options := range []pgx.TxOptions{
 			{},
 			{IsoLevel: pgx.Serializable, AccessMode: pgx.ReadOnly, DeferrableMode: pgx.Deferrable},
@@ -1038,6 +1043,16 @@ func TestForwarderBegin(t *testing.T) {
 					}
 					return string(results[1].Rows[0][0]), nil
 				},
+				"raw batch": func(tx pgx.Tx) (string, error) {
+					b := &pgconn.Batch{}
+					b.ExecParams("insert into "+name+" values (-4)", nil, nil, nil, nil)
+					b.ExecParams("show transaction_isolation", nil, nil, nil, nil)
+					results, err := tx.Conn().PgConn().ExecBatch(ctx, b).ReadAll()
+					if err != nil {
+						return "", err
+					}
+					return string(results[1].Rows[0][0]), nil
+				},
 				"raw params": func(tx pgx.Tx) (string, error) {
 					result := tx.Conn().PgConn().ExecParams(ctx, "show transaction_isolation", nil, nil, nil, nil).Read()
 					if result.Err != nil {
@@ -1066,7 +1081,7 @@ func TestForwarderBegin(t *testing.T) {
 				},
 			} {
 				if want, got := do(theirs, f), do(ours, f); want != got {
-					t.Errorf("%s in %+v: flyregion %q, pgxpool %q", what, options, got, want)
+					t.Errorf("%s in %+v, %v: flyregion %q, pgxpool %q", what, options, mode, got, want)
 				}
 			}
 		}
@@ -1126,6 +1141,12 @@ func TestForwarderBeginRefused(t *testing.T) {
 		},
 		"raw copy": func(tx pgx.Tx) error {
 			_, err := tx.Conn().PgConn().CopyFrom(ctx, strings.NewReader("1\n"), "copy "+name+" (id) from stdin")
+			return err
+		},
+		"raw batch": func(tx pgx.Tx) error {
+			b := &pgconn.Batch{}
+			b.ExecParams(insertText(name, 1), nil, nil, nil, nil)
+			_, err := tx.Conn().PgConn().ExecBatch(ctx, b).ReadAll()
 			return err
 		},
 		"raw pipeline": func(tx pgx.Tx) error {
@@ -1221,5 +1242,51 @@ func TestForwarderKeepsUtilities(t *testing.T) {
 				t.Errorf("%s, %q: flyregion %v, pgxpool %v", mode, text, got, want)
 			}
 		}
+	}
+}
+
+// TestForwarderMissesNothing writes past pgx's frontend, as pgconn.ExecBatch does, which pgx uses in QueryExecModeExec.
+func TestForwarderMissesNothing(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int, v text")
+	ctx := t.Context()
+	for what, write := range map[string]func(p *Pool, id int) error{
+		"batch": func(p *Pool, id int) error { return p.SendBatch(ctx, batchOf(insertText(name, id))).Close() },
+		"batch that fails after its commit": func(p *Pool, id int) error {
+			err := p.SendBatch(ctx, batchOf("begin", insertText(name, id), "commit", "select 1/0")).Close()
+			var pgErr *pgconn.PgError
+			if !errors.As(err, &pgErr) || pgErr.Code != "22012" {
+				return fmt.Errorf("no division by zero but %w", err)
+			}
+			return nil
+		},
+		"raw": func(p *Pool, id int) error {
+			return p.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+				b := &pgconn.Batch{}
+				b.ExecParams(insertText(name, id), nil, nil, nil, nil)
+				_, err := c.Conn().PgConn().ExecBatch(ctx, b).ReadAll()
+				return err
+			})
+		},
+		"in a transaction": func(p *Pool, id int) error {
+			return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error { return tx.SendBatch(ctx, batchOf(insertText(name, id))).Close() })
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			pool := poolIn(t, cluster, "ord", func(c *Config) {
+				c.MaxReplicaWait = time.Minute
+				c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+			})
+			freeze(t, cluster)
+			comesHome(t, ctx, pool)
+			id := int(clock.Add(1))
+			if err := write(pool, id); err != nil {
+				t.Fatal(err)
+			}
+			var seen bool
+			if err := pool.QueryRow(ctx, "select exists (select from "+name+" where id = $1)", id).Scan(&seen); err != nil || !seen {
+				t.Errorf("the read after the write sees it: %v, %v", seen, err)
+			}
+		})
 	}
 }

@@ -666,6 +666,12 @@ var asyncPaths = []writePath{
 		b.Queue("select 1")
 		return p.SendBatch(ctx, b).Close()
 	}},
+	{"hidden in a write of a transaction", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "insert into "+table+" (id, v) values ($1, s_"+table+".hurry())", id)
+			return err
+		})
+	}},
 	{"hidden in a read", func(ctx context.Context, p *Pool, table string, id int) error {
 		_, err := p.Exec(ctx, "select s_"+table+".f($1), s_"+table+".hurry()", id)
 		return err

@@ -135,10 +135,12 @@ func (t *Tracer) ask(c *primaryConn, copied bool) *question {
 		q.position, q.writes = c.wrote || s.several, true
 	case c.open:
 		// Nothing of a transaction block counts before it commits. The probe takes a snapshot, so it must not go with
-		// what takes none; nor need it go with what writes by its text.
-		if s.access == Write || s.shows {
+		// what takes none. What writes by its text is asked only whether it commits asynchronously, which takes none
+		// either.
+		if s.shows {
 			return nil
 		}
+		q.known = s.access == Write
 	default:
 		q.position = true
 		q.known = s.access == Write

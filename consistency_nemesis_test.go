@@ -1,0 +1,444 @@
+package flyregion
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/flyregion/flyregion/internal/pgcluster"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// fault is something that goes wrong for a while.
+type fault struct {
+	name   string
+	breaks flaws
+	alone  bool // it cannot stand another fault beside it
+	// begin makes it go wrong, for the process or the replica in a region, and returns what heals it.
+	begin func(n *nemesis, region string) (heal func())
+}
+
+func nothing() {}
+
+// onLink is a fault of the path from the apps in a region to a server. A link that is stalled is so alone, as it keeps
+// those from ending whom other faults wait for.
+func onLink(name string, breaks flaws, to func(region string) string, begin func(*pgcluster.Link)) fault {
+	return fault{name, breaks, strings.HasSuffix(name, "stalled"), func(n *nemesis, region string) func() {
+		link := n.cluster.Link(region, to(region))
+		begin(link)
+		return link.Restore
+	}}
+}
+
+func toPrimary(string) string        { return "nrt" }
+func toReplica(region string) string { return region }
+
+// altered is a fault of a server that has another setting.
+func altered(name string, breaks flaws, setting string, in func(region string) string) fault {
+	return fault{name, breaks, false, func(n *nemesis, region string) func() {
+		return n.alter(n.cluster.Server(in(region)), setting)
+	}}
+}
+
+var faults = []fault{
+	{"replay paused", 0, false, func(n *nemesis, region string) func() {
+		s := n.cluster.Server(region)
+		n.must(s.PauseReplay(n.ctx))
+		return func() { n.must(s.ResumeReplay(n.ctx)) }
+	}},
+	altered("replay delayed", 0, "recovery_min_apply_delay = '200ms'", toReplica),
+	onLink("link to the primary cut", primaryBreaks, toPrimary, (*pgcluster.Link).Cut),
+	onLink("link to the primary stalled", 0, toPrimary, (*pgcluster.Link).Stall),
+	onLink("link to the primary cut after a write", primaryBreaks, toPrimary, func(link *pgcluster.Link) {
+		link.CutAfter(func(sent []byte) bool {
+			return bytes.Contains(sent, []byte("insert into")) || bytes.Contains(sent, []byte("update ")) || bytes.Contains(sent, []byte("commit"))
+		})
+	}),
+	onLink("link to the replica cut", replicaBreaks, toReplica, (*pgcluster.Link).Cut),
+	onLink("link to the replica stalled", 0, toReplica, (*pgcluster.Link).Stall),
+	{"primary far", 0, false, func(n *nemesis, region string) func() {
+		n.cluster.SetLatency(region, "nrt", time.Duration(20+n.r.IntN(100))*time.Millisecond)
+		return func() { n.cluster.SetLatency(region, "nrt", 0) }
+	}},
+	{"replica far", 0, false, func(n *nemesis, region string) func() {
+		n.cluster.SetLatency(region, region, time.Duration(1+n.r.IntN(50))*time.Millisecond)
+		return func() { n.cluster.SetLatency(region, region, 0) }
+	}},
+	{"streaming cut", 0, false, func(n *nemesis, region string) func() {
+		n.cluster.Replication(region).Cut()
+		return n.cluster.Replication(region).Restore
+	}},
+	{"streaming stalled", 0, false, func(n *nemesis, region string) func() {
+		n.cluster.Replication(region).Stall()
+		return n.cluster.Replication(region).Restore
+	}},
+	{"replica crashed", replicaBreaks | replicaForgets, false, func(n *nemesis, region string) func() {
+		n.must(n.cluster.Server(region).Crash(n.ctx))
+		return nothing
+	}},
+	{"replica killed", replicaBreaks | replicaForgets, false, func(n *nemesis, region string) func() {
+		n.must(n.cluster.Server(region).Kill())
+		return func() { n.must(n.cluster.Server(region).Start(n.ctx)) }
+	}},
+	{"replica restarted", replicaBreaks | replicaForgets, false, func(n *nemesis, region string) func() {
+		n.must(n.cluster.Server(region).Restart(n.ctx))
+		return nothing
+	}},
+	{"replica comes back older", replicaBreaks | replicaForgets, true, func(n *nemesis, region string) func() {
+		s, streaming := n.cluster.Server(region), n.cluster.Replication(region)
+		reset := n.alter(s, "recovery_min_apply_delay = '1h'")
+		streaming.Cut()
+		n.must(s.Crash(n.ctx))
+		return func() {
+			reset()
+			streaming.Restore()
+		}
+	}},
+	{"replica's connections ended", replicaBreaks, false, func(n *nemesis, region string) func() {
+		n.must(n.cluster.Server(region).Exec(n.ctx, endConnections))
+		return nothing
+	}},
+	{"replay ends reads", replicaBreaks, false, (*nemesis).conflict},
+	{"primary crashed", primaryBreaks, false, func(n *nemesis, _ string) func() {
+		n.flushed(func() { n.must(n.cluster.Leader().Crash(n.ctx)) })
+		return nothing
+	}},
+	{"primary killed", primaryBreaks, false, func(n *nemesis, _ string) func() {
+		n.flushed(func() { n.must(n.cluster.Leader().Kill()) })
+		return func() { n.must(n.cluster.Leader().Start(n.ctx)) }
+	}},
+	{"primary restarted", primaryBreaks, false, func(n *nemesis, _ string) func() {
+		n.must(n.cluster.Leader().Restart(n.ctx))
+		return nothing
+	}},
+	{"primary's connections ended", primaryBreaks, false, func(n *nemesis, _ string) func() {
+		n.must(n.cluster.Leader().Exec(n.ctx, endConnections))
+		return nothing
+	}},
+	{"contexts canceled", 0, false, func(n *nemesis, _ string) func() {
+		n.hasty.Store(true)
+		return func() { n.hasty.Store(false) }
+	}},
+	{"log written ahead of commits", 0, false, func(n *nemesis, _ string) func() {
+		conn, err := pgx.Connect(n.ctx, n.cluster.Leader().ConnString())
+		n.must(err)
+		_, err = conn.Exec(n.ctx, "begin; insert into entries select -10 from generate_series(1, 1000)")
+		n.must(err)
+		// What comes with it may have ended it.
+		return func() { _ = conn.Close(n.ctx) }
+	}},
+	altered("log seldom flushed", 0, "wal_writer_delay = '10s'", toPrimary),
+	{"pools reset", 0, false, func(n *nemesis, _ string) func() {
+		for _, p := range n.processes {
+			p.pool.Reset()
+		}
+		return nothing
+	}},
+	{"switchover", primaryBreaks | replicaBreaks | replicaForgets, true, func(n *nemesis, _ string) func() {
+		n.promote("ord")
+		for _, p := range n.processes {
+			n.writes(p)
+		}
+		return func() { n.promote("nrt") }
+	}},
+}
+
+// failover is the fault that ends a round. It loses writes that have returned.
+const failover = "failover"
+
+// healthy stands for no fault.
+const healthy = "no fault"
+
+const endConnections = "select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+
+// nemesis lets things go wrong in a history.
+type nemesis struct {
+	*history
+	ctx     context.Context
+	cluster *pgcluster.Cluster
+	r       *rand.Rand
+	next    []int // of faults
+}
+
+func (n *nemesis) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *nemesis) pause(least, most time.Duration) {
+	time.Sleep(least + time.Duration(n.r.Int64N(int64(most-least))))
+}
+
+// draw returns the next fault. Each comes once before any comes again.
+func (n *nemesis) draw() fault {
+	if len(n.next) == 0 {
+		n.next = n.r.Perm(len(faults))
+	}
+	f := faults[n.next[0]]
+	n.next = n.next[1:]
+	return f
+}
+
+// rage lets one fault come and go, or two at a time if one of them leaves the servers and the connections alone.
+func (n *nemesis) rage() {
+	now := []fault{n.draw()}
+	if n.r.IntN(2) == 0 {
+		if f := n.draw(); !f.alone && !now[0].alone && f.name != now[0].name && (f.breaks == 0 || now[0].breaks == 0) {
+			now = append(now, f)
+		} else {
+			n.next = append([]int{slices.IndexFunc(faults, func(other fault) bool { return other.name == f.name })}, n.next...)
+		}
+	}
+	// What is asked of a server comes before its end, and is undone after its return.
+	slices.SortStableFunc(now, func(a, b fault) int { return int(a.breaks) - int(b.breaks) })
+
+	var heals []func()
+	for _, f := range now {
+		region := n.processes[n.r.IntN(len(n.processes))].region
+		n.flaws.Or(uint32(f.breaks))
+		n.now.Store(strings.TrimPrefix(fmt.Sprintf("%s, %s for %s", n.now.Load(), f.name, region), healthy+", "))
+		heals = append(heals, f.begin(n, region))
+		n.mu.Lock()
+		n.faults[f.name]++
+		n.mu.Unlock()
+	}
+	n.pause(50*time.Millisecond, 600*time.Millisecond)
+	for _, heal := range slices.Backward(heals) {
+		heal()
+	}
+	n.settle(nothing)
+}
+
+// settle ends the faults: it waits until every statement that may have suffered from them has ended, and every process is
+// served again. Then it calls f, while there is no statement under way.
+func (n *nemesis) settle(f func()) {
+	n.gate.Lock()
+	defer n.gate.Unlock()
+	for _, p := range n.processes {
+		n.serves(p)
+	}
+	// Nobody is about to end the two-phase commits that were left half done.
+	conn, err := pgx.Connect(n.ctx, n.cluster.Leader().ConnString())
+	n.must(err)
+	defer conn.Close(n.ctx)
+	rows, err := conn.Query(n.ctx, "select gid from pg_prepared_xacts")
+	n.must(err)
+	gids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	n.must(err)
+	for _, gid := range gids {
+		_, err := conn.Exec(n.ctx, "rollback prepared '"+gid+"'")
+		n.must(err)
+	}
+	f()
+	n.flaws.Store(0)
+	n.now.Store(healthy)
+}
+
+// serves waits until a process is well again: until it has found out, as any pool does by using them, which of its
+// connections are dead.
+func (n *nemesis) serves(p *process) {
+	eventually(n.t, "all connections are given back", func() bool {
+		s := p.pool.Stat()
+		return s.AcquiredConns() == 0 && s.ConstructingConns() == 0
+	})
+	pools := []interface {
+		AcquireAllIdle(context.Context) []*pgxpool.Conn
+	}{p.pool.Primary()}
+	for _, r := range p.pool.replicas.list {
+		pools = append(pools, r.pool)
+		eventually(n.t, "the watcher reaches the replica", func() bool {
+			_, err := r.tracker.observe(n.ctx, 0)
+			return err == nil
+		})
+	}
+	for _, pool := range pools {
+		for _, conn := range pool.AcquireAllIdle(n.ctx) {
+			// One that does not answer is closed when it comes back.
+			_ = conn.Ping(n.ctx)
+			conn.Release()
+		}
+	}
+	n.writes(p)
+	eventually(n.t, "a read succeeds", func() bool { return p.pool.QueryRow(n.ctx, readSQL, 0).Scan(new(int)) == nil })
+}
+
+// writes waits until a process can write.
+func (n *nemesis) writes(p *process) {
+	eventually(n.t, "a write succeeds", func() bool { return execs(n.ctx, p.pool, "insert into entries values (-20)") == nil })
+}
+
+// flushed calls f, which ends the primary, when all that has committed asynchronously is flushed.
+func (n *nemesis) flushed(f func()) {
+	n.async.Lock()
+	defer n.async.Unlock()
+	n.must(n.cluster.Leader().Exec(n.ctx, "insert into entries values (-30)"))
+	f()
+}
+
+// alter changes a setting of a server, until the returned function is called.
+func (n *nemesis) alter(s *pgcluster.Server, setting string) (reset func()) {
+	name, _, _ := strings.Cut(setting, " ")
+	set := func(what string) {
+		n.must(s.Exec(n.ctx, "alter system "+what))
+		n.must(s.Exec(n.ctx, "select pg_reload_conf()"))
+	}
+	set("set " + setting)
+	return func() { set("reset " + name) }
+}
+
+// conflict has the primary do what replay cannot do while somebody reads, and the replica not wait for those.
+func (n *nemesis) conflict(region string) (heal func()) {
+	reset := n.alter(n.cluster.Server(region), "max_standby_streaming_delay = 0")
+	ctx, stop := context.WithCancel(n.ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			// What comes with it may keep it from succeeding.
+			leader := n.cluster.Leader()
+			_ = leader.Exec(ctx, "delete from entries where id < 0")
+			_ = leader.Exec(ctx, "vacuum entries, registers")
+			_ = leader.Exec(ctx, "begin; lock registers; commit")
+		}
+	})
+	return func() {
+		stop()
+		wg.Wait()
+		reset()
+	}
+}
+
+// promote makes a server the primary, without losing anything.
+func (n *nemesis) promote(region string) {
+	for _, s := range n.cluster.Servers() {
+		n.must(s.WaitReplayed(n.ctx))
+	}
+	n.must(n.cluster.Promote(n.ctx, region))
+	for _, s := range n.cluster.Servers() {
+		n.must(s.WaitReplayed(n.ctx))
+	}
+}
+
+// failover kills the primary before it has sent all that was written to the replica that takes its place. The other one
+// may have got it. It returns the processes whose replica follows the new primary.
+func (n *nemesis) failover() (follow []*process) {
+	ord, syd := n.cluster.Server("ord"), n.cluster.Server("syd")
+	n.settle(func() {
+		if err := n.verify(); err != nil {
+			n.t.Error(err)
+		}
+	})
+	n.now.Store(failover)
+	n.flaws.Store(uint32(primaryBreaks | replicaBreaks | replicaForgets | writesAreLost))
+	for _, s := range n.cluster.Servers() {
+		n.must(s.WaitReplayed(n.ctx))
+	}
+	behind := [][]string{{"ord"}, {"ord"}, {"syd"}, {"ord", "syd"}}[n.r.IntN(4)]
+	for _, region := range behind {
+		n.cluster.Replication(region).Cut()
+	}
+	n.must(n.cluster.Leader().Exec(n.ctx, "insert into entries select -40 from generate_series(1, 20000)"))
+	n.pause(50*time.Millisecond, 300*time.Millisecond)
+	n.must(n.cluster.Leader().Kill())
+	received := map[*pgcluster.Server]int64{}
+	for _, s := range []*pgcluster.Server{ord, syd} {
+		eventually(n.t, "the replica has replayed what it has received", func() bool {
+			var rest, all int64
+			const sql = "select pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn() - '0/0'"
+			err := n.one(s, sql, &rest, &all)
+			received[s] = all
+			return err == nil && rest <= 0
+		})
+	}
+	for _, region := range behind {
+		n.cluster.Replication(region).Restore()
+	}
+	n.must(n.cluster.Promote(n.ctx, "ord"))
+	n.settle(n.forget)
+	n.mu.Lock()
+	n.faults[failover+", behind "+strings.Join(behind, " and ")]++
+	n.mu.Unlock()
+
+	for _, p := range n.processes {
+		if p.region == "ord" || received[syd] <= received[ord] {
+			follow = append(follow, p)
+		}
+	}
+	return follow
+}
+
+// one asks a server for one row.
+func (n *nemesis) one(s *pgcluster.Server, sql string, to ...any) error {
+	conn, err := pgx.Connect(n.ctx, s.ConnString())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(n.ctx)
+	return conn.QueryRow(n.ctx, sql).Scan(to...)
+}
+
+// contents returns what the primary has: the registers' values, and how often there is each entry.
+func (n *nemesis) contents() (values [registers]int64, entries map[int]int) {
+	conn, err := pgx.Connect(n.ctx, n.cluster.Leader().ConnString())
+	n.must(err)
+	defer conn.Close(n.ctx)
+	rows, err := conn.Query(n.ctx, "select v from registers order by key")
+	n.must(err)
+	found, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	n.must(err)
+	if copy(values[:], found) != registers {
+		n.t.Fatalf("there are %d registers", len(found))
+	}
+	rows, err = conn.Query(n.ctx, "select id from entries where id > 0")
+	n.must(err)
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	n.must(err)
+	entries = map[int]int{}
+	for _, id := range ids {
+		entries[id]++
+	}
+	return values, entries
+}
+
+// forget drops what a failover has lost from what must be seen.
+func (n *nemesis) forget() {
+	values, entries := n.contents()
+	for _, w := range n.witnesses() {
+		for key, v := range values {
+			w.registers[key].Store(min(v, w.registers[key].Load()))
+		}
+		w.entries = slices.DeleteFunc(w.all(), func(id int) bool { return entries[id] == 0 })
+	}
+}
+
+// verify looks at the primary when all is over: everything that must be there is, and nothing is there twice.
+func (n *nemesis) verify() error {
+	values, entries := n.contents()
+	var errs []error
+	for id, times := range entries {
+		if times > 1 && id < 1_000_000 { // what is above goes with the entry of a large copy
+			errs = append(errs, fmt.Errorf("entry %d was written %d times", id, times))
+		}
+	}
+	for i, w := range n.witnesses() {
+		for _, id := range w.all() {
+			if entries[id] == 0 {
+				errs = append(errs, fmt.Errorf("witness %d: entry %d is lost", i, id))
+			}
+		}
+		for key, v := range values {
+			if want := w.registers[key].Load(); v < want {
+				errs = append(errs, fmt.Errorf("witness %d: register %d is %d, want %d", i, key, v, want))
+			}
+		}
+	}
+	return errors.Join(errs[:min(len(errs), 20)]...)
+}

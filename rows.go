@@ -138,8 +138,24 @@ func scanRow(rows pgx.Rows, dest []any) error {
 	}
 	// Its error is that of the rows.
 	_ = rows.Scan(dest...)
+	if replica, ok := rows.(*replicaRows); ok && replica.again() {
+		return scanRow(replica.Rows, dest)
+	}
 	rows.Close()
 	return rows.Err()
+}
+
+// again reads what is left behind a row that was scanned without an error. If the replica fails there, the caller of
+// QueryRow has not been given the row yet, and the read may still move: it reports whether it has.
+func (rows *replicaRows) again() (moved bool) {
+	if rows.conn == nil {
+		return false
+	}
+	rows.Rows.Close()
+	if err := rows.Rows.Err(); err != nil {
+		moved, _ = rows.move(err)
+	}
+	return moved
 }
 
 // failedRows are the rows of a query that was not sent.

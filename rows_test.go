@@ -80,6 +80,25 @@ func TestReadMoves(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("end of a row's query", func(t *testing.T) {
+		// The row arrives, and then the replica ends the session.
+		sql := `select i, repeat('w', 20000), case when i = 2 and current_setting('transaction_read_only') = 'on'
+			then pg_sleep(600)::text end from generate_series(1, 2) i /* end of a row's query */`
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			eventually(t, "the read runs on the replica", func() bool {
+				// The division fails as long as it ends nobody.
+				return cluster.Server("ord").Exec(ctx, `select 1 / count(*) from pg_stat_activity where wait_event = 'PgSleep' and
+					query like '%end of a row''s query%' and pg_terminate_backend(pid)`) == nil
+			})
+		}()
+		var n int
+		if err := pool.QueryRow(ctx, sql).Scan(&n, nil, nil); err != nil || n != 1 {
+			t.Errorf("%d, %v", n, err)
+		}
+		<-stopped
+	})
 	t.Run("object that nobody knows", func(t *testing.T) {
 		_, err := read("select id from nowhere_" + name)
 		var pgErr *pgconn.PgError

@@ -1290,3 +1290,53 @@ func TestForwarderMissesNothing(t *testing.T) {
 		})
 	}
 }
+
+// endConn ends when the server has answered one statement.
+type endConn struct {
+	net.Conn
+	armed *atomic.Bool
+	ended bool
+}
+
+func (c *endConn) Read(p []byte) (int, error) {
+	if c.ended {
+		return 0, io.EOF
+	}
+	n, err := c.Conn.Read(p)
+	ready := frontendMessage('Z', []byte{'I'})
+	if i := bytes.Index(p[:n], ready); i >= 0 && c.armed.Swap(false) {
+		c.ended = true
+		return i + len(ready), nil
+	}
+	return n, err
+}
+
+// TestForwarderLearnsNothing loses the connection on which the primary is asked for a position, between the statement's
+// end and the answer.
+func TestForwarderLearnsNothing(t *testing.T) {
+	cluster := sharedCluster(t)
+	ctx := t.Context()
+	var armed atomic.Bool
+	pool := poolIn(t, cluster, "ord", func(c *Config) {
+		dial := c.ConnConfig.DialFunc
+		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return &endConn{Conn: conn, armed: &armed}, nil
+		}
+	})
+	if err := pool.Ping(ctx); err != nil {
+		t.Fatal(err)
+	}
+	comesHome(t, ctx, pool)
+	pool.session.wroteUnknown()
+	armed.Store(true)
+	if err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("%v, want that of the connection", err)
+	}
+	if err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)); err != nil {
+		t.Errorf("on another connection: %v", err)
+	}
+}

@@ -191,17 +191,20 @@ func (p *Pool) learn(ctx context.Context, session *Session) (sessionState, error
 	defer conn.Release()
 
 	forwarder := primaryConnOf(conn.Conn()).forwarder
-	q := &question{pool: &p.session, sessions: []*Session{session}, position: true, writes: true}
-	forwarder.announce(q, false)
-	_, err = conn.Conn().PgConn().Exec(ctx, "select").ReadAll()
-	forwarder.conclude()
-	if q.answered {
-		return session.load(), nil
+	// A connection that breaks behind the statement has the words for that only the next time.
+	for range 2 {
+		q := &question{pool: &p.session, sessions: []*Session{session}, position: true, writes: true}
+		forwarder.announce(q, false)
+		err = conn.Conn().PgConn().ExecParams(ctx, "select", nil, nil, nil, nil).Read().Err
+		forwarder.conclude()
+		if q.answered {
+			return session.load(), nil
+		}
+		if err != nil {
+			return sessionState{}, err
+		}
 	}
-	if err == nil {
-		err = errors.New("flyregion: the primary did not tell its position")
-	}
-	return sessionState{}, err
+	return sessionState{}, errors.New("flyregion: the primary did not tell its position")
 }
 
 // awaitWrite makes a write wait for the replica, where the config wants that. The write has succeeded, and is no error

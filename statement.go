@@ -360,25 +360,31 @@ func (p *inspector) nests() bool {
 	return p.with
 }
 
-// chain takes a name that may follow a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval.
+// chain takes a name that may follow a dot.
 func (p *inspector) chain(name string) {
-	if p.prev != tokDot {
-		p.chained = false
-	} else if p.chained {
-		p.call(name)
-	} else if !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog") {
+	if p.prev == tokDot {
 		p.field(name)
+	} else {
+		p.chained = false
 	}
 }
 
-// field takes a name behind the name of a table, or of what else stands in a FROM. In t.nextval it can only be a column if
-// t is a table, as none of the functions known here takes a row. It is a call if t is a function whose result is a single
-// value, which takes parentheses somewhere in the statement.
+// field takes a name that follows a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval. In t.nextval it can
+// only be a column if t is a table, as none of the functions known here takes a row. It is a call if t is a function in the
+// FROM whose result is a single value, which takes parentheses somewhere in the statement.
 func (p *inspector) field(name string) {
+	if p.chained {
+		p.call(name)
+		return
+	}
 	if access, ok := p.appSays(name); ok {
 		p.effects = p.effects || access == Write
-	} else if callWrites(name) {
-		p.fields = true
+		return
+	}
+	known := systemNames.find(name)
+	if known == callBelongsToPrimary || known != callReads && isSystemName(name) {
+		// In pg_catalog.nextval it is the name of a function, which call sees, or of a table.
+		p.fields = p.fields || !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog")
 	}
 }
 

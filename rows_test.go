@@ -8,10 +8,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 )
+
+// unloggedTable makes a table that no standby can read.
+func unloggedTable(t *testing.T, cluster *pgcluster.Cluster, name, rows string) {
+	t.Helper()
+	if err := cluster.Leader().Exec(t.Context(), "create unlogged table "+name+" (id int); insert into "+name+" "+rows); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Leader().Exec(context.Background(), "drop table "+name); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := cluster.Server("ord").WaitReplayed(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // TestReadMoves has reads fail on the replica in ways that are the replica's, and checks that the primary answers in its
 // place, and remembers what to remember.
@@ -20,17 +37,7 @@ func TestReadMoves(t *testing.T) {
 	name := table(t, cluster, "id int primary key, v text")
 	hide(t, cluster, name)
 	ctx := t.Context()
-	if err := cluster.Leader().Exec(ctx, "create unlogged table u_"+name+" (id int); insert into u_"+name+" values (7)"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cluster.Leader().Exec(context.Background(), "drop table u_"+name); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
-		t.Fatal(err)
-	}
+	unloggedTable(t, cluster, "u_"+name, "values (7)")
 	pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = time.Minute })
 	read := func(sql string, args ...any) (n int, err error) { return n, pool.QueryRow(ctx, sql, args...).Scan(&n) }
 
@@ -160,17 +167,7 @@ func TestRows(t *testing.T) {
 	cluster := sharedCluster(t)
 	name := table(t, cluster, "id int primary key, v text")
 	ctx := t.Context()
-	if err := cluster.Leader().Exec(ctx, "create unlogged table u_"+name+" (id int); insert into u_"+name+" select generate_series(1, 10)"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := cluster.Leader().Exec(context.Background(), "drop table u_"+name); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
-		t.Fatal(err)
-	}
+	unloggedTable(t, cluster, "u_"+name, "select generate_series(1, 10)")
 	pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = time.Minute })
 	for _, from := range []string{"generate_series(1, 10) id", "u_" + name} {
 		sql := "select id, 'x' || id as text from " + from + " order by id"

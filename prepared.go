@@ -1,12 +1,9 @@
 package flyregion
 
 import (
-	"context"
 	"maps"
 	"sync"
 	"sync/atomic"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // preparedNames knows the statements that [pgxpool.Config]'s AfterConnect prepares, which exist on every connection to
@@ -50,14 +47,3 @@ func (n *preparedNames) add(name, text string) {
 	next[name] = text
 	n.texts.Store(&next)
 }
-
-// TracePrepareStart is called by pgx before Prepare, also when pgx prepares on its own.
-func (t *Tracer) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
-	if c := primaryConnOf(conn); c != nil && c.greeting && t.pool != nil && data.Name != data.SQL {
-		t.pool.prepared.add(data.Name, data.SQL)
-	}
-	return ctx
-}
-
-// TracePrepareEnd is called by pgx after Prepare.
-func (t *Tracer) TracePrepareEnd(context.Context, *pgx.Conn, pgx.TracePrepareEndData) {}

@@ -97,6 +97,17 @@ func (t *Tracer) TraceCopyFromEnd(ctx context.Context, conn *pgx.Conn, data pgx.
 	t.end(ctx, conn, data.Err)
 }
 
+// TracePrepareStart is called by pgx before Prepare, also when pgx prepares on its own.
+func (t *Tracer) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
+	if c := primaryConnOf(conn); c != nil && c.greeting && t.pool != nil && data.Name != data.SQL {
+		t.pool.prepared.add(data.Name, data.SQL)
+	}
+	return ctx
+}
+
+// TracePrepareEnd is called by pgx after Prepare.
+func (t *Tracer) TracePrepareEnd(context.Context, *pgx.Conn, pgx.TracePrepareEndData) {}
+
 // start has the questions asked that tell what is about to be written.
 func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s statement, copied bool) {
 	c := primaryConnOf(conn)

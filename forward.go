@@ -13,8 +13,8 @@ import (
 // in front of its Sync, so in the same transaction.
 const probeSQL = `select pg_catalog.txid_current_if_assigned() is not null, pg_catalog.current_setting('synchronous_commit')`
 
-// asyncSQL is the probe for a statement that writes by its text, of which only the second is unknown. The server does not
-// have to plan it.
+// asyncSQL is the probe for a statement that writes by its text, of which only the way it commits is unknown. The server
+// does not have to plan it.
 const asyncSQL = `show synchronous_commit`
 
 // positionSQL asks the primary how far its log goes. It is a query behind the statement's end, in the same write, so that

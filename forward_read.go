@@ -18,7 +18,7 @@ type reader struct {
 	row     answer // the one that is being read
 	failing bool   // it is an error
 
-	heldRoom []byte // for held
+	heldRoom [512]byte // what held and end begin in
 	endRoom  [readyForQueryLen]byte
 }
 
@@ -101,10 +101,7 @@ func (f *forwarder) scan(p []byte) int {
 
 // hold begins to keep what arrives from pgx.
 func (f *forwarder) hold(s stage) {
-	if f.heldRoom == nil {
-		f.heldRoom = make([]byte, 0, 512)
-	}
-	f.held = f.heldRoom
+	f.held = f.heldRoom[:0]
 	f.stage, f.end, f.row, f.failing = s, nil, answer{}, false
 }
 
@@ -245,17 +242,18 @@ func columnsOf(body []byte) (a answer) {
 	if n > len(a.columns) {
 		return answer{}
 	}
-	rest := string(body[2:])
+	text, at := string(body), 2
 	for i := range n {
-		if len(rest) < 4 {
+		if len(body)-at < 4 {
 			return answer{}
 		}
-		size := int(int32(uint32(rest[0])<<24 | uint32(rest[1])<<16 | uint32(rest[2])<<8 | uint32(rest[3])))
-		rest = rest[4:]
-		if size < 0 || size > len(rest) {
+		size := int(int32(binary.BigEndian.Uint32(body[at:])))
+		at += 4
+		if size < 0 || size > len(body)-at {
 			return answer{}
 		}
-		a.columns[i], rest = rest[:size], rest[size:]
+		a.columns[i] = text[at : at+size]
+		at += size
 	}
 	a.n = n
 	return a

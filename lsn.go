@@ -338,7 +338,7 @@ func (t *tracker) disconnect() {
 // when serverWait has passed; a zero need is answered at once.
 func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err error) {
 	sql := ""
-	if need > 0 && t.serverWaits(need) {
+	if t.serverWaits(need) {
 		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw)", need, serverWait.Milliseconds())
 	}
 	// A connection may have died without a word, and nobody else tells.

@@ -125,8 +125,9 @@ func (c *sqlConn) route(ctx context.Context, query string, args []driver.NamedVa
 		values[i] = args[i].Value
 	}
 	r := c.pool.route(ctx, query, values)
-	if s := c.pool.inspect(query); r.to == targetPrimary && (s.settings || s.temporary) {
-		c.pinned = true
+	if r.to == targetPrimary {
+		s := c.pool.inspect(query)
+		c.pinned = c.pinned || s.settings || s.temporary
 	}
 	if r.to == targetReplica && (c.pinned || c.inBlock()) {
 		r.to, r.why = targetPrimary, becauseTransaction

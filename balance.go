@@ -1,0 +1,99 @@
+package flyregion
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Balance says which of several replicas a read goes to. Replicas that cannot be reached are passed over.
+type Balance string
+
+const (
+	// BalanceLocal reads from the first of [Config.ReplicaRegions], or from this process's own region if it is among
+	// them. It is the default.
+	BalanceLocal Balance = "local"
+	// BalanceRandom reads from any replica, each as likely as the others.
+	BalanceRandom Balance = "random"
+	// BalanceRoundRobin reads from one replica after the other.
+	BalanceRoundRobin Balance = "round_robin"
+)
+
+var balances = []Balance{BalanceLocal, BalanceRandom, BalanceRoundRobin}
+
+// replicas is the set that reads are spread over.
+type replicas struct {
+	list    []*replica // never empty; the preferred one first
+	balance Balance
+	turn    atomic.Uint32
+}
+
+// choose returns the replica that the next read goes to, nil if none can be reached.
+func (rs *replicas) choose() *replica {
+	first := 0
+	if n := len(rs.list); n > 1 {
+		switch rs.balance {
+		case BalanceRandom:
+			first = rand.IntN(n)
+		case BalanceRoundRobin:
+			first = int(rs.turn.Add(1)-1) % n
+		}
+	}
+	for i := range rs.list {
+		if r := rs.list[(first+i)%len(rs.list)]; r.up() {
+			return r
+		}
+	}
+	return nil
+}
+
+// in returns the replica of a region, nil if there is none.
+func (rs *replicas) in(region string) *replica {
+	for _, r := range rs.list {
+		if r.region == region {
+			return r
+		}
+	}
+	return nil
+}
+
+// health remembers that a replica could not be reached, so that reads do not wait for it one after the other.
+type health struct {
+	retryAt atomic.Int64 // in nanoseconds since 1970; 0 while the replica can be reached
+	mu      sync.Mutex
+	pause   time.Duration
+}
+
+const (
+	minProbePause = 100 * time.Millisecond
+	maxProbePause = 3 * time.Second
+)
+
+// fail notes that the replica could not be reached.
+func (h *health) fail() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.pause = min(max(h.pause*2, minProbePause), maxProbePause)
+	h.retryAt.Store(time.Now().Add(h.pause).UnixNano())
+}
+
+// recover notes that it could.
+func (h *health) recover() {
+	if h.retryAt.Load() == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.pause = 0
+	h.retryAt.Store(0)
+}
+
+// claimProbe reports whether it is time to try again, to one caller.
+func (h *health) claimProbe() bool {
+	at := h.retryAt.Load()
+	now := time.Now()
+	return at != 0 && now.UnixNano() >= at && h.retryAt.CompareAndSwap(at, now.Add(maxProbePause).UnixNano())
+}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -217,7 +218,7 @@ func (c *Config) normalize() (err error) {
 	}
 
 	for _, name := range slices.Sorted(maps.Keys(c.Functions)) {
-		if !isFunctionName(name) {
+		if !sqltext.IsFunctionName(name) {
 			return fmt.Errorf("invalid Functions: %q is not the name of a function in lower case, without a schema", name)
 		}
 		if access := c.Functions[name]; access != Read && access != Write {
@@ -391,7 +392,7 @@ func NewPoolWithConfig(ctx context.Context, config *Config) (*Pool, error) {
 		return nil, fmt.Errorf("flyregion: %w", err)
 	}
 
-	p := &Pool{config: config}
+	p := &Pool{config: config, facts: factsOf(config)}
 	if err := p.open(ctx); err != nil {
 		p.Close()
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -21,6 +22,7 @@ import (
 // A Pool is safe for concurrent use and must be created with [NewPool] or [NewPoolWithConfig].
 type Pool struct {
 	config   *Config
+	facts    sqltext.Facts // what the config says that a statement's text does not show
 	primary  *pgxpool.Pool
 	replicas *replicas // nil where one plain pool does
 

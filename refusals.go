@@ -1,10 +1,10 @@
 package flyregion
 
 import (
-	"hash/maphash"
-	"math/bits"
 	"math/rand/v2"
 	"sync/atomic"
+
+	"github.com/flyregion/flyregion/internal/sqltext"
 )
 
 // refusals remembers the texts that a replica took for writes although they look like reads, such as a call of a function
@@ -36,7 +36,7 @@ func (r *refusals) contains(sql string) bool {
 	if !r.any.Load() {
 		return false
 	}
-	h := shape(sql)
+	h := sqltext.Shape(sql)
 	return r.set(h).touch(h)
 }
 
@@ -44,7 +44,7 @@ func (r *refusals) add(sql string) {
 	if sql == "" {
 		return
 	}
-	h := shape(sql)
+	h := sqltext.Shape(sql)
 	if set := r.set(h); !set.touch(h) {
 		set.insert(h)
 	}
@@ -92,75 +92,4 @@ func (s *refusalSet) insert(h uint64) {
 			s[i].CompareAndSwap(entry, entry-1)
 		}
 	}
-}
-
-var refusalSeed = maphash.MakeSeed()
-
-// shape hashes what of a text is neither literal, parameter, comment nor white space. A list of literals counts as one,
-// however long. Of a text that is malformed it hashes what comes before.
-func shape(sql string) uint64 {
-	h := uint64(1)
-	mix := func(x uint64) {
-		h = (bits.RotateLeft64(h, 5) ^ x) * 0x9e3779b97f4a7c15
-	}
-	const literalMark = 0x100 // no byte
-	literal := false          // what was hashed last is a literal
-	for i := 0; i >= 0 && i < len(sql); {
-		start, c := i, sql[i]
-		value := false
-		switch classes[c] {
-		case classSpace, classComma:
-			i++
-			continue
-		case classDash:
-			if i++; i < len(sql) && sql[i] == '-' {
-				i = skipLine(sql, i)
-				continue
-			}
-		case classSlash:
-			if i++; i < len(sql) && sql[i] == '*' {
-				i = skipComment(sql, i+1)
-				continue
-			}
-		case classDigit:
-			i, value = skipNumber(sql, i), true
-		case classDot:
-			if i++; i < len(sql) && classes[sql[i]] == classDigit {
-				i, value = skipNumber(sql, start), true
-			}
-		case classQuote:
-			i, _ = skipString(sql, i+1, false)
-			value = true
-		case classDollar:
-			i, _ = skipDollar(sql, i)
-			value = true
-		case className:
-			i = skipName(sql, i+1)
-		case classLetter:
-			for i++; i < len(sql) && inName[sql[i]]; {
-				i++
-			}
-			if i == start+1 && i < len(sql) && sql[i] == '\'' {
-				i, _ = skipString(sql, i+1, folded[c] == 'e')
-				value = true
-			}
-		default:
-			i++
-		}
-
-		switch {
-		case i < 0:
-		case value:
-			if !literal {
-				mix(literalMark)
-			}
-		case i == start+1:
-			mix(uint64(c))
-		default:
-			mix(maphash.String(refusalSeed, sql[start:i]))
-		}
-		literal = value
-	}
-	// The seed makes where a shape ends up unknown to those who write texts.
-	return maphash.Comparable(refusalSeed, h)
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -54,11 +55,11 @@ type route struct {
 }
 
 // inspect is inspect with the functions that the config knows, and for the name of a prepared statement too.
-func (p *Pool) inspect(sql string) statement {
-	s := inspectWith(sql, p.config.Functions)
-	if s.access == Write {
+func (p *Pool) inspect(sql string) sqltext.Statement {
+	s := sqltext.Inspect(sql, p.facts)
+	if s.Access == sqltext.Write {
 		if text := p.prepared.text(sql); text != "" {
-			return inspectWith(text, p.config.Functions)
+			return sqltext.Inspect(text, p.facts)
 		}
 	}
 	return s
@@ -74,13 +75,13 @@ func (p *Pool) route(ctx context.Context, sql string, args []any) route {
 
 	s := p.inspect(sql)
 	switch {
-	case s.hint == hintPrimary:
+	case s.Hint == sqltext.HintPrimary:
 		r.to, r.why = targetPrimary, becauseAsked
-	case s.hint == hintReplica && !usedOnce(args):
+	case s.Hint == sqltext.HintReplica && !usedOnce(args):
 		// Unlike WithReplica a comment may be older than the statement that it stands in: what the replica cannot run
 		// the primary runs.
 		r.to, r.why = targetReplica, becauseAsked
-	case s.access == Write || rewritten(args):
+	case s.Access == sqltext.Write || rewritten(args):
 		r.to, r.why = targetPrimary, becauseWrite
 	case p.refused.contains(sql):
 		r.to, r.why = targetPrimary, becauseRefused
@@ -99,15 +100,15 @@ func (p *Pool) routeBatch(ctx context.Context, b *pgx.Batch) route {
 	switch {
 	case r.target != targetAny:
 		r.to, r.why = r.target, becauseAsked
-	case s.access == Write || b.Len() == 0:
+	case s.Access == sqltext.Write || b.Len() == 0:
 		r.to, r.why = targetPrimary, becauseWrite
-	case s.hint == hintPrimary:
+	case s.Hint == sqltext.HintPrimary:
 		r.to, r.why = targetPrimary, becauseAsked
 	default:
 		r.to, r.why = targetReplica, becauseRead
 		for _, q := range b.QueuedQueries {
 			switch {
-			case s.hint != hintReplica && p.refused.contains(q.SQL):
+			case s.Hint != sqltext.HintReplica && p.refused.contains(q.SQL):
 				r.to, r.why = targetPrimary, becauseRefused
 			case usedOnce(q.Arguments):
 				r.to, r.why = targetPrimary, becauseOnce

@@ -127,7 +127,7 @@ func (c *sqlConn) route(ctx context.Context, query string, args []driver.NamedVa
 	r := c.pool.route(ctx, query, values)
 	if r.to == targetPrimary {
 		s := c.pool.inspect(query)
-		c.pinned = c.pinned || s.settings || s.temporary
+		c.pinned = c.pinned || s.Settings || s.Temporary
 	}
 	if r.to == targetReplica && (c.pinned || c.inBlock()) {
 		r.to, r.why = targetPrimary, becauseTransaction

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -19,7 +20,7 @@ type primaryConn struct {
 	greeting  bool // AfterConnect runs
 
 	// What runs now, between a tracer's start and end.
-	current  statement
+	current  sqltext.Statement
 	question *question // that went with it, or nil
 	open     bool      // it began in a transaction block
 
@@ -59,7 +60,7 @@ func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 	}
 	s := t.pool.inspect(data.SQL)
 	if rewritten(data.Args) {
-		s.access = Write
+		s.Access = sqltext.Write
 	}
 	t.start(ctx, conn, s, false)
 	return ctx
@@ -88,7 +89,7 @@ func (t *Tracer) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, data pgx.Tra
 
 // TraceCopyFromStart is called by pgx before CopyFrom.
 func (t *Tracer) TraceCopyFromStart(ctx context.Context, conn *pgx.Conn, _ pgx.TraceCopyFromStartData) context.Context {
-	t.start(ctx, conn, statement{access: Write}, true)
+	t.start(ctx, conn, sqltext.Statement{Access: sqltext.Write}, true)
 	return ctx
 }
 
@@ -109,7 +110,7 @@ func (t *Tracer) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx
 func (t *Tracer) TracePrepareEnd(context.Context, *pgx.Conn, pgx.TracePrepareEndData) {}
 
 // start has the questions asked that tell what is about to be written.
-func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s statement, copied bool) {
+func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s sqltext.Statement, copied bool) {
 	c := primaryConnOf(conn)
 	if c == nil || t.pool == nil {
 		return
@@ -122,7 +123,7 @@ func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s statement, copied 
 		c.sessions = append(c.sessions, own)
 	}
 	c.question = t.ask(c, copied)
-	c.forwarder.announce(c.question, s.begins && !c.open)
+	c.forwarder.announce(c.question, s.Begins && !c.open)
 }
 
 // ask returns what is to be asked along with the statement that begins on c, nil for nothing.
@@ -131,31 +132,31 @@ func (t *Tracer) ask(c *primaryConn, copied bool) *question {
 	q := &question{
 		pool:     &t.pool.session,
 		sessions: c.sessions,
-		ends:     s.ends,
-		async:    c.async || s.settings,
+		ends:     s.Ends,
+		async:    c.async || s.Settings,
 		copied:   copied,
 	}
 	switch {
-	case s.copiesIn:
+	case s.CopiesIn:
 		return nil
-	case s.remains:
+	case s.LeavesOpen:
 		// A question would be the first statement of the block that is open afterwards, and take its snapshot, after
 		// which its isolation level cannot be set.
 		return nil
-	case c.open && s.ends:
-		q.position, q.writes = c.wrote || s.several, true
+	case c.open && s.Ends:
+		q.position, q.writes = c.wrote || s.Several, true
 	case c.open:
 		// Nothing of a transaction block counts before it commits. The probe takes a snapshot, so it must not go with
 		// what takes none. What writes by its text is asked only whether it commits asynchronously, which takes none
 		// either.
-		if s.shows {
+		if s.HasShow {
 			return nil
 		}
-		q.known = s.access == Write
+		q.known = s.Access == sqltext.Write
 	default:
 		q.position = true
-		q.known = s.access == Write
-		q.writes = s.access == Write || t.pool.unsure(t.pool.session.load()) ||
+		q.known = s.Access == sqltext.Write
+		q.writes = s.Access == sqltext.Write || t.pool.unsure(t.pool.session.load()) ||
 			slices.ContainsFunc(c.sessions, func(s *Session) bool { return t.pool.unsure(s.load()) })
 	}
 	return q
@@ -182,20 +183,20 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 		return
 	}
 	// A transaction block goes on, or has begun. The text may have ended another before it.
-	if s.ends || s.unknown {
+	if s.Ends || s.OtherCommand {
 		t.note(ctx, c, c.wrote || mayHaveWritten(s, q, err), q)
 	}
-	if !s.control || s.several {
+	if !s.TxControl || s.Several {
 		c.wrote = c.wrote || mayHaveWritten(s, q, err)
 	}
 	c.wrote = c.wrote || raw
-	c.async = c.async || s.settings || s.unknown || q.async || raw
+	c.async = c.async || s.Settings || s.OtherCommand || q.async || raw
 }
 
 // mayHaveWritten reports whether a statement may have written something: by its text, or by what the probe says of the
 // transaction that it ran in, if it could be asked.
-func mayHaveWritten(s statement, q *question, err error) bool {
-	if s.access == Write {
+func mayHaveWritten(s sqltext.Statement, q *question, err error) bool {
+	if s.Access == sqltext.Write {
 		// What was to be asked behind the statement, and was not, has not even been sent.
 		return err == nil || q.asked > 0
 	}
@@ -222,30 +223,30 @@ func (t *Tracer) note(ctx context.Context, c *primaryConn, wrote bool, q *questi
 }
 
 // inspectBatch is inspect for the texts of a batch as if they were one.
-func (p *Pool) inspectBatch(b *pgx.Batch) statement {
-	s := statement{access: Read, control: len(b.QueuedQueries) > 0}
+func (p *Pool) inspectBatch(b *pgx.Batch) sqltext.Statement {
+	s := sqltext.Statement{Access: sqltext.Read, TxControl: len(b.QueuedQueries) > 0}
 	for i, q := range b.QueuedQueries {
 		one := p.inspect(q.SQL)
 		if rewritten(q.Arguments) {
-			one.access = Write
+			one.Access = sqltext.Write
 		}
-		if one.access == Write {
-			s.access = Write
+		if one.Access == sqltext.Write {
+			s.Access = sqltext.Write
 		}
 		if i == 0 {
-			s.begins = one.begins
+			s.Begins = one.Begins
 		}
-		s.hint = max(s.hint, one.hint)
-		s.several = s.several || one.several || i > 0
-		s.control = s.control && one.control
-		s.ends = s.ends || one.ends
-		if one.control {
-			s.remains = one.remains
+		s.Hint = max(s.Hint, one.Hint)
+		s.Several = s.Several || one.Several || i > 0
+		s.TxControl = s.TxControl && one.TxControl
+		s.Ends = s.Ends || one.Ends
+		if one.TxControl {
+			s.LeavesOpen = one.LeavesOpen
 		}
-		s.shows = s.shows || one.shows
-		s.unknown = s.unknown || one.unknown
-		s.settings = s.settings || one.settings
-		s.copiesIn = s.copiesIn || one.copiesIn
+		s.HasShow = s.HasShow || one.HasShow
+		s.OtherCommand = s.OtherCommand || one.OtherCommand
+		s.Settings = s.Settings || one.Settings
+		s.CopiesIn = s.CopiesIn || one.CopiesIn
 	}
 	return s
 }

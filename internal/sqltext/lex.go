@@ -1,4 +1,4 @@
-package flyregion
+package sqltext
 
 import "strings"
 
@@ -139,7 +139,7 @@ func (p *inspector) scan() bool {
 				if end < 0 {
 					return false
 				}
-				p.hint = max(p.hint, hintIn(sql[i+2:end-2]))
+				p.Hint = max(p.Hint, hintIn(sql[i+2:end-2]))
 				i = end
 				continue
 			}
@@ -371,17 +371,17 @@ func skipComment(sql string, i int) int {
 }
 
 // hintIn returns the hint that a comment's text is.
-func hintIn(comment string) hint {
+func hintIn(comment string) Hint {
 	const prefix = "flyregion:"
 	comment = strings.TrimSpace(comment)
 	if !strings.HasPrefix(comment, prefix) {
-		return hintNone
+		return HintNone
 	}
 	switch comment[len(prefix):] {
 	case "primary":
-		return hintPrimary
+		return HintPrimary
 	case "replica":
-		return hintReplica
+		return HintReplica
 	}
-	return hintNone
+	return HintNone
 }

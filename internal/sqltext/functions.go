@@ -1,4 +1,4 @@
-package flyregion
+package sqltext
 
 import "strings"
 
@@ -134,9 +134,9 @@ func hasFoldedPrefix(name, prefix string) bool {
 	return len(name) >= len(prefix) && isFolded(name[:len(prefix)], prefix)
 }
 
-// isFunctionName reports whether a text is a function's name as it stands in a call: without quotes, in lower case, and
+// IsFunctionName reports whether a text is a function's name as it stands in a call: without quotes, in lower case, and
 // not cut by the server.
-func isFunctionName(name string) bool {
+func IsFunctionName(name string) bool {
 	if name == "" || len(name) >= maxName || classes[name[0]] != classLetter {
 		return false
 	}

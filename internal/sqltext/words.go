@@ -1,4 +1,4 @@
-package flyregion
+package sqltext
 
 // word is a keyword that has a part in the classification.
 type word uint8

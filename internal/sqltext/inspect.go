@@ -1,0 +1,445 @@
+package sqltext
+
+import "strings"
+
+// state is how far the inspector has come in a statement.
+type state uint8
+
+const (
+	atStart          state = iota // before the first keyword; there may have been parentheses
+	inExplain                     // after EXPLAIN
+	inExplainParen                // after EXPLAIN (, which opens a list of options or a query
+	inExplainOptions              // in that list
+	inCopy                        // after COPY
+	inCopySource                  // before the TO or FROM of a COPY
+	inCopyTarget                  // after that TO
+	inShow                        // after SHOW
+	inSet                         // after SET
+	inPrepare                     // after PREPARE
+	inQuery                       // in something that may be a read
+	inWrite                       // in something that is a write
+)
+
+// token is the kind of a token, as far as the tokens after it need to know.
+type token uint8
+
+const (
+	tokNone    token = iota // no token yet in this statement
+	tokWord                 // a keyword or an identifier without quotes
+	tokQuoted               // "identifier"
+	tokUnicode              // U&"identifier", whose real name is not worked out
+	tokOpen                 // (
+	tokClose                // )
+	tokBracket              // ]
+	tokComma                // ,
+	tokDot                  // .
+	tokParam                // $1
+	tokOther                // a literal, an operator, [ and :
+)
+
+// inspector holds what was learned of a text, and of the statement in it that is being read.
+type inspector struct {
+	Statement
+	sql        string
+	own        map[string]Access
+	statements int  // how many have ended; empty ones do not count
+	wrote      bool // one of them, or the text as a whole, is a write
+	current
+}
+
+// current is what was learned of the statement that is being read.
+type current struct {
+	state           state
+	prev            token
+	word            word // the keyword that the previous token is, if it is a tokWord
+	nameAt, nameEnd int  // where the previous token is, if it is a tokWord or tokQuoted
+	depth           int  // open parentheses
+
+	explain bool // it is an EXPLAIN
+	analyze bool // ... that executes what it explains
+	copies  bool // it is a COPY, and its TO STDOUT was not seen yet
+	changes bool // executing it changes or locks something
+	effects bool // it calls or names something that belongs to the primary
+	fields  bool // it names a column like a function that does, which is a call if
+	calls   bool // ... there is a function in the FROM; there is something with parentheses
+
+	with      bool // WITH was seen, so that other statements may be nested in it
+	clause    word // FOR, UPDATE or DELETE, while the next word decides what it is; ANALYZE in options likewise
+	finishing bool // it ends a transaction
+	chained   bool // names after a dot may be calls, as in (x).a.b
+	atomic    int  // open BEGIN ATOMIC and CASE in the body of a CREATE FUNCTION
+}
+
+// end ends the current statement.
+func (p *inspector) end() {
+	if p.prev != tokNone {
+		p.statements++
+		p.Several = p.statements > 1
+		if p.state != inQuery || p.depth != 0 || p.copies || p.effects || p.fields && p.calls || p.changes && (!p.explain || p.analyze) {
+			p.wrote = true
+		}
+	}
+	p.current = current{}
+}
+
+// onWord takes a keyword or an identifier without quotes.
+func (p *inspector) onWord(start, end int) {
+	text := p.sql[start:end]
+	w := lookup(text)
+	switch w {
+	case wordSetting:
+		p.Settings = true
+	case wordTemporary:
+		p.Temporary = true
+	}
+	switch {
+	case p.finishing && strings.EqualFold(text, "chain"):
+		// COMMIT AND CHAIN begins the next block. So does not AND NO CHAIN, which is as rare as it is harmless.
+		p.LeavesOpen = true
+	case p.state == inQuery:
+		p.body(w, text)
+	case p.state < inQuery:
+		p.lead(w, text)
+	case p.atomic > 0 && w == wordCase, w == wordAtomic && p.prev == tokWord && p.word == wordBegin:
+		p.atomic++
+	case p.atomic > 0 && w == wordEnd:
+		p.atomic--
+	}
+	if p.prev == tokDot || p.prev == tokWord && p.word == wordAs {
+		w = wordOther // a label, even in SELECT 1 AS as INTO t
+	}
+	p.prev, p.word, p.nameAt, p.nameEnd = tokWord, w, start, end
+}
+
+// lead takes a word in front of the body of a statement.
+func (p *inspector) lead(w word, text string) {
+	switch p.state {
+	case atStart:
+		p.start(w)
+	case inExplain:
+		if w == wordAnalyze {
+			p.analyze = true
+		} else if w != wordVerbose {
+			p.start(w)
+		}
+	case inExplainParen:
+		if w == wordSelect || w == wordValues || w == wordTable || w == wordWith {
+			p.start(w)
+			return
+		}
+		p.state = inExplainOptions
+		fallthrough
+	case inExplainOptions:
+		if p.clause == wordAnalyze && w != wordFalse && w != wordOff {
+			p.analyze = true
+		}
+		p.clause = w
+	case inCopy, inCopySource:
+		p.state = inCopySource
+		if p.depth > 0 || p.prev == tokDot {
+			return
+		}
+		if w == wordTo {
+			p.state = inCopyTarget
+		} else if w == wordFrom {
+			p.state, p.CopiesIn = inWrite, true
+		}
+	case inCopyTarget:
+		// Files and programs are the server's, so only STDOUT will do.
+		p.state = inWrite
+		if w == wordStdout {
+			p.state, p.copies = inQuery, false
+		}
+	case inShow:
+		p.show(text)
+	case inSet:
+		// Not SET SESSION CHARACTERISTICS AS TRANSACTION, which is about transactions to come.
+		p.TxControl = p.TxControl || w == wordTransaction && p.word != wordAs || isTransactionSetting(text)
+	case inPrepare:
+		p.TxControl = p.TxControl || w == wordTransaction
+		p.Ends = p.Ends || w == wordTransaction
+		p.state = inWrite
+	}
+}
+
+// start takes the first keyword of a statement, or of the statement in an EXPLAIN or COPY.
+func (p *inspector) start(w word) {
+	alone := p.depth == 0 && !p.explain
+	p.state = inWrite
+	switch w {
+	case wordOther:
+		p.OtherCommand = true
+	case wordSelect, wordValues, wordTable:
+		p.state = inQuery
+	case wordWith:
+		p.state, p.with = inQuery, true
+	case wordInsert, wordUpdate, wordDelete, wordMerge:
+		// A standby plans these like any other server.
+		if p.explain {
+			p.state, p.changes = inQuery, true
+		}
+	case wordShow:
+		p.HasShow = true
+		if alone {
+			p.state = inShow
+		}
+	case wordExplain:
+		if alone {
+			p.state, p.explain = inExplain, true
+		}
+	case wordCopy:
+		if alone {
+			p.state, p.copies = inCopy, true
+		}
+	case wordBegin:
+		p.TxControl, p.LeavesOpen, p.Begins = true, true, p.Begins || p.statements == 0
+	case wordControl:
+		p.TxControl = true
+	case wordFinish, wordEnd:
+		p.TxControl, p.Ends, p.LeavesOpen, p.finishing = true, true, false, true
+	case wordPrepare:
+		p.state = inPrepare
+	case wordSet:
+		p.state, p.Settings = inSet, true
+	case wordReset, wordDo: // the body of a DO may hold anything
+		p.Settings = true
+	}
+}
+
+// show takes the name of a setting that is shown. Most are the same everywhere, and a pool gives no hold on a session
+// whose own they could be; these two tell the servers apart, and ALL shows them too.
+func (p *inspector) show(name string) {
+	p.state = inQuery
+	if strings.EqualFold(name, "transaction_read_only") || strings.EqualFold(name, "in_hot_standby") || strings.EqualFold(name, "all") {
+		p.effects = true
+	}
+}
+
+// body takes a word in a statement that may be a read.
+func (p *inspector) body(w word, text string) {
+	if p.clause != wordOther {
+		p.decide(w)
+	}
+	switch w {
+	case wordOther, wordSetting, wordTemporary:
+		if isSystemName(text) && isServerView(text) {
+			p.effects = true
+		}
+	case wordInto:
+		// A reserved word, so except as a label, after AS or a dot, it is the INTO of a SELECT, INSERT or MERGE.
+		if p.prev != tokDot && (p.prev != tokWord || p.word != wordAs) {
+			p.changes = true
+		}
+	case wordFor:
+		p.clause = wordFor
+	case wordUpdate, wordDelete:
+		if p.nests() {
+			p.clause = w
+		}
+	case wordWith:
+		p.with = true
+	case wordUescape:
+		if p.prev == tokUnicode {
+			p.effects = true // U&"..." UESCAPE '!' may be the name of a call
+		}
+	}
+	p.chain(text)
+}
+
+// decide takes the word after one that needs it to be understood.
+func (p *inspector) decide(w word) {
+	switch p.clause {
+	case wordFor:
+		// FOR UPDATE, FOR SHARE, FOR NO KEY UPDATE, FOR KEY SHARE; but not the FOR of substring.
+		switch w {
+		case wordNo, wordKey:
+			return
+		case wordUpdate, wordShare:
+			p.changes = true
+		}
+	case wordDelete:
+		if w == wordFrom {
+			p.changes = true
+		}
+	case wordUpdate:
+		if w == wordOnly || !w.reserved() {
+			p.changes = true
+		}
+	}
+	p.clause = wordOther
+}
+
+// nests reports whether an UPDATE or DELETE could begin here that is nested in a WITH, or that the WITH belongs to. Both
+// words are also good names of columns and labels, so what follows has a say as well. They begin after a parenthesis, or
+// after the name that ends a SEARCH or CYCLE clause. INSERT and MERGE need no such look: their INTO tells.
+func (p *inspector) nests() bool {
+	switch p.prev {
+	case tokOpen:
+		return true // without a WITH no server takes it so far
+	case tokComma, tokDot:
+		return false
+	case tokWord:
+		return p.with && !p.word.reserved()
+	}
+	return p.with
+}
+
+// chain takes a name that may follow a dot.
+func (p *inspector) chain(name string) {
+	if p.prev == tokDot {
+		p.field(name)
+	} else {
+		p.chained = false
+	}
+}
+
+// field takes a name that follows a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval. In t.nextval it can
+// only be a column if t is a table, as none of the functions known here takes a row. It is a call if t is a function in the
+// FROM whose result is a single value, which takes parentheses somewhere in the statement.
+func (p *inspector) field(name string) {
+	if p.chained {
+		p.call(name)
+		return
+	}
+	if access, ok := p.appSays(name); ok {
+		p.effects = p.effects || access == Write
+		return
+	}
+	known := systemNames.find(name)
+	if known == callBelongsToPrimary || known != callReads && isSystemName(name) {
+		// In pg_catalog.nextval it is the name of a function, which call sees, or of a table.
+		p.fields = p.fields || !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog")
+	}
+}
+
+// onQuoted takes a quoted identifier, by what is between the quotes.
+func (p *inspector) onQuoted(kind token, start, end int) {
+	text := p.sql[start:end]
+	if lookup(text) == wordSetting {
+		p.Settings = true
+	}
+	switch p.state {
+	case inQuery:
+		if p.clause == wordUpdate {
+			p.changes = true
+		}
+		p.clause = wordOther
+		if isSystemName(text) && isServerView(text) {
+			p.effects = true
+		}
+		if kind == tokUnicode {
+			// Any name could be meant, except that a label after AS means nothing.
+			p.effects = p.effects || p.prev == tokDot || strings.Contains(text, `\`) && (p.prev != tokWord || p.word != wordAs)
+		}
+		p.chain(text)
+	case inWrite:
+	case inCopy, inCopySource:
+		p.state = inCopySource
+	case inExplainParen, inExplainOptions:
+		// Options and their values may be quoted, but nobody does that.
+		p.state, p.analyze = inExplainOptions, true
+	case inShow:
+		p.show(text)
+		p.effects = p.effects || kind == tokUnicode
+	case inSet:
+		p.TxControl = p.TxControl || isTransactionSetting(text)
+	default:
+		p.state = inWrite
+	}
+	p.prev, p.nameAt, p.nameEnd = kind, start, end
+}
+
+// onOpen takes an opening parenthesis.
+func (p *inspector) onOpen() {
+	switch p.state {
+	case inQuery, inWrite:
+		switch p.prev {
+		case tokWord, tokQuoted:
+			p.call(p.sql[p.nameAt:p.nameEnd])
+		case tokUnicode:
+			p.effects = true
+		}
+	case inExplain:
+		p.state = inExplainParen
+		if p.word != wordExplain {
+			p.state = atStart // after ANALYZE or VERBOSE there are no options
+		}
+	case inExplainParen, inCopy:
+		p.state = atStart
+	case atStart, inExplainOptions, inCopySource, inSet:
+	default:
+		p.state = inWrite
+	}
+	p.depth++
+	p.prev, p.clause = tokOpen, wordOther
+}
+
+// onClose takes a closing parenthesis.
+func (p *inspector) onClose() {
+	p.depth--
+	if p.depth <= 0 {
+		switch {
+		case p.depth < 0, p.state == atStart:
+			p.state = inWrite
+		case p.state == inExplainOptions:
+			if p.clause == wordAnalyze {
+				p.analyze = true
+			}
+			p.state = atStart
+		case p.state == inQuery && p.copies:
+			p.state = inCopySource
+		}
+	}
+	p.prev, p.clause = tokClose, wordOther
+}
+
+// onOther takes a token that is neither a name nor a parenthesis.
+func (p *inspector) onOther(kind token) {
+	switch p.state {
+	case inQuery, inWrite, inSet, inCopySource:
+		if kind == tokDot {
+			p.chained = p.prev == tokClose || p.prev == tokBracket || p.prev == tokParam || p.prev != tokOther && p.chained
+		}
+	case inExplainOptions:
+		if p.clause == wordAnalyze {
+			p.analyze = true // followed by a comma, or by a value that is none of false, off and 0
+		}
+	default:
+		p.state = inWrite
+	}
+	p.prev, p.clause = kind, wordOther
+}
+
+// onNumber takes a number.
+func (p *inspector) onNumber(text string) {
+	if text == "0" && p.state == inExplainOptions {
+		p.clause = wordOther
+	}
+	p.onOther(tokOther)
+}
+
+// call takes the name of a function that is called.
+func (p *inspector) call(name string) {
+	p.calls = true
+	if access, ok := p.appSays(name); ok {
+		p.effects = p.effects || access == Write
+	} else if callWrites(name) {
+		p.effects = true
+	}
+}
+
+// appSays returns what the app says of a function, if it says anything.
+func (p *inspector) appSays(name string) (Access, bool) {
+	if p.own == nil {
+		return Write, false
+	}
+	var buf [maxName]byte
+	access, ok := p.own[string(lower(&buf, name))]
+	return access, ok
+}
+
+// isTransactionSetting reports whether a setting is one of the transaction, such as transaction_read_only.
+func isTransactionSetting(name string) bool {
+	const prefix = "transaction_"
+	return len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
+}

@@ -1,0 +1,72 @@
+// Package sqltext says what a SQL text may do, from the text alone. It knows PostgreSQL's lexical rules, and as much of
+// its grammar as the questions need. All its functions are pure.
+package sqltext
+
+// Access is what one SQL text may do to the database.
+type Access uint8
+
+const (
+	// Write is a text that has to run on the primary: it changes something, it asks for something that only the
+	// primary can answer, or it is not understood. It is the zero value, because it is always a safe answer.
+	Write Access = iota
+	// Read is a text that a hot standby runs, and that means there what it means on the primary.
+	Read
+)
+
+// String returns "read" or "write".
+func (a Access) String() string {
+	if a == Read {
+		return "read"
+	}
+	return "write"
+}
+
+// Hint is where a comment in a text asks to have the text run.
+type Hint uint8
+
+const (
+	HintNone Hint = iota
+	HintReplica
+	HintPrimary // the highest: of two hints that contradict each other the safe one wins
+)
+
+// Statement is what is known of a SQL text.
+type Statement struct {
+	Access       Access
+	Hint         Hint // from a comment /* flyregion:primary */ or /* flyregion:replica */; it has no part in Access
+	Several      bool // the text holds more than one statement
+	TxControl    bool // a statement in it begins, ends or shapes a transaction
+	Begins       bool // the first statement begins a transaction
+	Ends         bool // a statement in it may end a transaction
+	LeavesOpen   bool // a transaction block is open when the text has run, by what its transaction control says
+	HasShow      bool // a statement in it is a SHOW, which needs no snapshot
+	OtherCommand bool // a statement in it begins with a word that is not looked at: a lesser command, or a prepared statement
+	Temporary    bool // the text may make a table that only its session has, or just have a column named temp
+	CopiesIn     bool // a statement in it is a COPY FROM, behind which the server may expect data
+	Settings     bool // the text may change a setting of the session; an UPDATE's SET does not count
+}
+
+// Facts are what a text does not show. The zero value says nothing.
+type Facts struct {
+	// Functions says what calls of the app's own functions may do, by their name in lower case without a schema. It goes
+	// before what this package knows of a name.
+	Functions map[string]Access
+}
+
+// Inspect looks at a SQL text as the server would read it. It reads the text once and does not allocate.
+//
+// Read means that a hot standby would run the text, and that it means there what it means on the primary. All else is
+// Write: changes of data and schema, row locks, transaction control, settings and other objects of the session (prepared
+// statements, cursors, temporary tables), calls whose effect or answer belongs to the primary (sequences, advisory
+// locks, notifications, large objects, transaction ids, positions in the WAL, the state of the server itself), an empty
+// text, and everything that is unknown or malformed. A text of several statements is Read if every one of them is.
+//
+// Functions are recognised by name where they are called. What an application's own functions, operators and views do
+// cannot be seen in the text, so they count as reads.
+func Inspect(sql string, facts Facts) Statement {
+	p := inspector{sql: sql, own: facts.Functions}
+	if p.scan() && p.statements > 0 && !p.wrote {
+		p.Access = Read
+	}
+	return p.Statement
+}

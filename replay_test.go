@@ -17,7 +17,7 @@ import (
 
 // whereFrom reads whether the replica answers, and the number of rows that it sees.
 func whereFrom(table string) string {
-	return "select current_setting('transaction_read_only') = 'on', (select count(*) from " + table + ")"
+	return "select current_setting('transaction_' || 'read_only') = 'on', (select count(*) from " + table + ")"
 }
 
 // TestWait lets reads wait for the replica, and observes which server answers.

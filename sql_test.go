@@ -651,7 +651,7 @@ func TestSQLRouting(t *testing.T) {
 	onReplica := func(ctx context.Context, q querier) (yes bool) {
 		t.Helper()
 		// A standby has a default of its own making; a read-only transaction on the primary has not.
-		if err := q.QueryRowContext(ctx, "select current_setting('in_hot_standby') = 'on'").Scan(&yes); err != nil {
+		if err := q.QueryRowContext(ctx, "select current_setting('in_hot_' || 'standby') = 'on'").Scan(&yes); err != nil {
 			t.Error(err)
 		}
 		return yes
@@ -665,7 +665,7 @@ func TestSQLRouting(t *testing.T) {
 		defer tx.Rollback()
 		return onReplica(ctx, tx)
 	}
-	stmt, err := db.PrepareContext(ctx, "select current_setting('in_hot_standby') = 'on'")
+	stmt, err := db.PrepareContext(ctx, "select current_setting('in_hot_' || 'standby') = 'on'")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,12 +60,15 @@ type Cluster struct {
 	network  *network
 	servers  []*Server
 	reaper   *reaper
-	cancel   context.CancelFunc // ends the waits of the replication listeners
+	live     context.Context    // ends the waits of the relays
+	cancel   context.CancelFunc // of live
 
 	promoting sync.Mutex
 
-	mu     sync.Mutex
-	leader *Server
+	mu       sync.Mutex
+	leader   *Server
+	bouncers []*Bouncer
+	stopped  bool
 
 	stopOnce sync.Once
 	stopErr  error
@@ -133,8 +136,7 @@ func start(ctx context.Context, config Config, regions []string, progress func(s
 	if c.network, err = newNetwork(); err != nil {
 		return nil, err
 	}
-	live, cancel := context.WithCancel(context.Background())
-	c.cancel = cancel
+	c.live, c.cancel = context.WithCancel(context.Background())
 	for i, region := range regions {
 		s := &Server{
 			cluster:     c,
@@ -151,8 +153,8 @@ func start(ctx context.Context, config Config, regions []string, progress func(s
 		if err = s.choosePort(); err != nil {
 			return nil, err
 		}
-		if err = c.listenReplication(live, s); err != nil {
-			return nil, err
+		if s.upstream, err = c.relay(c.live, s.replication, s.region, s.source); err != nil {
+			return nil, fmt.Errorf("pgcluster: replication of %s: %w", s.region, err)
 		}
 		if err = s.makeFolders(); err != nil {
 			return nil, err
@@ -297,6 +299,13 @@ func (c *Cluster) Stop() error {
 		if c.network != nil {
 			c.network.close()
 		}
+		c.mu.Lock()
+		c.stopped = true
+		bouncers := c.bouncers
+		c.mu.Unlock()
+		for _, b := range bouncers {
+			errs = append(errs, b.Stop())
+		}
 		errs = append(errs, c.each(c.servers, (*Server).close))
 		errs = append(errs, os.RemoveAll(c.folder))
 		if c.reaper != nil {
@@ -352,8 +361,7 @@ func (c *Cluster) Link(from, to string) *Link {
 	return c.network.link(from, to)
 }
 
-// Replication returns the path by which the WAL comes from the leader to the replica in a region, nil if there is no
-// server in it.
+// Replication returns the path by which the WAL comes to the replica in a region, nil if there is no server in it.
 func (c *Cluster) Replication(region string) *Link {
 	if s := c.Server(region); s != nil {
 		return s.replication

@@ -36,6 +36,10 @@ func child() {
 		fmt.Println("error:", err)
 		os.Exit(1)
 	}
+	if _, err := c.StartBouncer(context.Background(), "", nil); err != nil && !errors.Is(err, ErrNoBouncer) {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
 	fmt.Println(c.folder)
 	select {}
 }

@@ -99,6 +99,22 @@ func (s *Server) ResumeReplay(ctx context.Context) error {
 	return s.Exec(ctx, "select pg_wal_replay_resume()")
 }
 
+// DelayReplay makes a replica replay each commit only when it is that old, also after the replica was started anew: so one
+// that is killed comes back older than it was. Without a delay it replays again as soon as it can.
+func (s *Server) DelayReplay(ctx context.Context, delay time.Duration) error {
+	return s.connected(ctx, func(conn *pgx.Conn) error {
+		change := "alter system reset recovery_min_apply_delay"
+		if delay > 0 {
+			change = fmt.Sprintf("alter system set recovery_min_apply_delay = '%dms'", delay.Milliseconds())
+		}
+		if _, err := conn.Exec(ctx, change); err != nil {
+			return err
+		}
+		_, err := conn.Exec(ctx, "select pg_reload_conf()")
+		return err
+	})
+}
+
 // WaitReplayed returns when the replica has replayed all that the leader had written to its WAL when it was called. On the
 // leader itself it returns at once.
 func (s *Server) WaitReplayed(ctx context.Context) error {

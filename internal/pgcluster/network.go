@@ -3,7 +3,6 @@ package pgcluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -250,19 +249,19 @@ func (c *siteConn) RemoteAddr() net.Addr {
 	return c.remote
 }
 
-// listenReplication accepts the connections of one replica's WAL receiver and carries them to the leader.
-func (c *Cluster) listenReplication(ctx context.Context, s *Server) error {
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+// relay accepts connections on a port of its own. It carries each over link to the server that to returns then, and
+// refuses it while that is nil.
+func (c *Cluster) relay(ctx context.Context, link *Link, region string, to func() *Server) (*net.TCPListener, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
-		return fmt.Errorf("pgcluster: replication of %s: %w", s.region, err)
+		return nil, err
 	}
-	s.upstream = listener.(*net.TCPListener)
-	link := s.replication
+	listener := l.(*net.TCPListener)
 	link.goroutines.Add(1)
 	go func() {
 		defer link.goroutines.Done()
 		for {
-			client, err := s.upstream.AcceptTCP()
+			client, err := listener.AcceptTCP()
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -275,27 +274,27 @@ func (c *Cluster) listenReplication(ctx context.Context, s *Server) error {
 			link.goroutines.Add(1)
 			go func() {
 				defer link.goroutines.Done()
-				c.joinReplication(ctx, s, client)
+				c.joinRelay(ctx, link, region, to, client)
 			}()
 		}
 	}()
-	return nil
+	return listener, nil
 }
 
-func (c *Cluster) joinReplication(ctx context.Context, s *Server, client *net.TCPConn) {
-	link := s.replication
-	leader := c.Leader()
-	way := path{c.network.leg(leader.region, s.region)}
-	if leader != s && link.state.Load() != linkCut && sleep(ctx, way.roundTrip()) == nil {
-		if server, err := dialServer(ctx, leader); err == nil {
-			conn := newConn(link, way, client, server)
-			if c.Leader() == leader && link.join(conn) {
-				if c.Leader() != leader {
-					conn.close(true) // a promotion came between, and may have missed this connection
+func (c *Cluster) joinRelay(ctx context.Context, link *Link, region string, to func() *Server, client *net.TCPConn) {
+	if target := to(); target != nil && link.state.Load() != linkCut {
+		way := path{c.network.leg(target.region, region)}
+		if sleep(ctx, way.roundTrip()) == nil {
+			if server, err := dialServer(ctx, target); err == nil {
+				conn := newConn(link, way, client, server)
+				if to() == target && link.join(conn) {
+					if to() != target {
+						conn.close(true) // the change came between, and may have missed this connection
+					}
+					return
 				}
-				return
+				server.Close()
 			}
-			server.Close()
 		}
 	}
 	_ = client.SetLinger(0)

@@ -18,12 +18,9 @@ import (
 func (c *Cluster) Promote(ctx context.Context, region string) error {
 	c.promoting.Lock()
 	defer c.promoting.Unlock()
-	next, old := c.Server(region), c.Leader()
-	if next == nil {
-		return fmt.Errorf("pgcluster: promote: there is no server in %q", region)
-	}
-	if next == old {
-		return nil
+	next, old, err := c.candidate(region)
+	if err != nil || next == old {
+		return err
 	}
 	wasRunning := old.Running()
 	if wasRunning {
@@ -31,7 +28,69 @@ func (c *Cluster) Promote(ctx context.Context, region string) error {
 			return err
 		}
 	}
-	err := next.connected(ctx, func(conn *pgx.Conn) error {
+	if err := next.promote(ctx); err != nil {
+		if wasRunning {
+			err = errors.Join(err, old.Start(context.WithoutCancel(ctx))) // it is still the leader
+		}
+		return err
+	}
+	if err := old.follow(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.leader, next.follows = next, nil
+	c.mu.Unlock()
+	for _, s := range c.servers {
+		s.replication.reset() // they connect again, and get to the new leader
+	}
+	if wasRunning {
+		return old.Start(ctx)
+	}
+	return nil
+}
+
+// PromoteBeside makes the replica in a region the leader as Promote does, but leaves the old leader as it is: running, and
+// writable unless somebody makes it read-only. From then on each of them writes a log of its own. Replicas that stream from
+// the old leader go on to do so until Follow sends them elsewhere, and connections to it stay. It becomes a replica of the
+// new one when it is started the next time.
+func (c *Cluster) PromoteBeside(ctx context.Context, region string) error {
+	c.promoting.Lock()
+	defer c.promoting.Unlock()
+	next, old, err := c.candidate(region)
+	if err != nil || next == old {
+		return err
+	}
+	c.mu.Lock()
+	for _, s := range c.servers {
+		if s != next && s != old && s.follows == nil {
+			s.follows = old
+		}
+	}
+	c.mu.Unlock()
+	if err := next.promote(ctx); err != nil {
+		return err
+	}
+	if err := old.follow(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.leader, next.follows = next, nil
+	c.mu.Unlock()
+	return nil
+}
+
+// candidate returns the server to promote and the leader.
+func (c *Cluster) candidate(region string) (next, old *Server, err error) {
+	next, old = c.Server(region), c.Leader()
+	if next == nil {
+		return nil, nil, fmt.Errorf("pgcluster: promote: there is no server in %q", region)
+	}
+	return next, old, nil
+}
+
+// promote ends the server's recovery.
+func (s *Server) promote(ctx context.Context) error {
+	err := s.connected(ctx, func(conn *pgx.Conn) error {
 		var done bool
 		if err := conn.QueryRow(ctx, "select pg_promote(true, 3600)").Scan(&done); err != nil {
 			return err
@@ -42,25 +101,41 @@ func (c *Cluster) Promote(ctx context.Context, region string) error {
 		return nil
 	})
 	if err != nil {
-		err = fmt.Errorf("pgcluster: promote %s: %w", region, err)
-		if wasRunning {
-			err = errors.Join(err, old.Start(context.WithoutCancel(ctx))) // it is still the leader
-		}
-		return err
-	}
-	if err := old.follow(); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	c.leader = next
-	c.mu.Unlock()
-	for _, s := range c.servers {
-		s.replication.reset() // they connect again, and get to the new leader
-	}
-	if wasRunning {
-		return old.Start(ctx)
+		return fmt.Errorf("pgcluster: promote %s: %w", s.region, err)
 	}
 	return nil
+}
+
+// Follow makes the replica stream from the server in a region, which may be a replica itself or a leader that was
+// replaced. An empty region stands for the leader, whichever it is. A later Promote does not change it, unless it is the
+// replica itself that is promoted.
+func (s *Server) Follow(region string) error {
+	var follows *Server
+	if region != "" {
+		follows = s.cluster.Server(region)
+		if follows == nil || follows == s {
+			return fmt.Errorf("pgcluster: %s cannot follow %q", s.region, region)
+		}
+	}
+	s.cluster.mu.Lock()
+	s.follows = follows
+	s.cluster.mu.Unlock()
+	s.replication.reset()
+	return nil
+}
+
+// source returns the server that this one streams from, nil if it is the leader.
+func (s *Server) source() *Server {
+	s.cluster.mu.Lock()
+	defer s.cluster.mu.Unlock()
+	switch {
+	case s == s.cluster.leader:
+		return nil
+	case s.follows != nil:
+		return s.follows
+	default:
+		return s.cluster.leader
+	}
 }
 
 func portOf(addr net.Addr) string {

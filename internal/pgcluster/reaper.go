@@ -25,7 +25,7 @@ clean() {
 		signal=QUIT
 		[ $round -gt 20 ] && signal=KILL
 		found=
-		for file in "$1"/*/data/postmaster.pid; do
+		for file in "$1"/*/data/postmaster.pid "$1"/*/bouncer.pid; do
 			[ -f "$file" ] || continue
 			memory=
 			{ read -r pid; read -r _; read -r _; read -r _; read -r _; read -r _; read -r _ memory; } <"$file"

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -31,6 +32,13 @@ func TestReaper(t *testing.T) {
 		}
 		pids = append(pids, p.pid)
 		pids = append(pids, children(p.pid)...)
+	}
+	if text, err := os.ReadFile(filepath.Join(folder, "bouncer-1", "bouncer.pid")); err == nil {
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		must(t, err)
+		pids = append(pids, pid)
+	} else if _, err := findBouncer(); err == nil {
+		t.Error("PgBouncer does not run")
 	}
 	must(t, cmd.Process.Kill())
 	_ = cmd.Wait()

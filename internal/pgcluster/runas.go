@@ -72,20 +72,25 @@ func writeScripts(folder string, b binaries, a account) error {
 		return err
 	}
 	for _, program := range []string{"initdb", "pg_ctl"} {
-		// cd: the current folder may be closed to the account. unset: libpq in the servers' WAL receivers would obey
-		// these. LC_ALL: without it a server does not start on some macOS systems.
-		script := "#!/bin/sh\n" +
-			"cd / || exit 1\n" +
-			"umask 077\n" +
-			"unset PGDATA PGHOST PGHOSTADDR PGPORT PGUSER PGPASSWORD PGPASSFILE PGDATABASE PGOPTIONS PGSERVICE PGSSLMODE PGSSLROOTCERT PGAPPNAME PGTARGETSESSIONATTRS PGCTLTIMEOUT\n" +
-			"LC_ALL=C\n" +
-			"export LC_ALL\n" +
-			"exec " + prefix + quote(filepath.Join(b.dir, program)) + " \"$@\"\n"
-		if err := os.WriteFile(filepath.Join(bin, program), []byte(script), 0o755); err != nil {
+		if err := writeScript(filepath.Join(bin, program), prefix, filepath.Join(b.dir, program)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// writeScript makes a script that runs a program behind the prefix of an account.
+func writeScript(path, prefix, program string) error {
+	// cd: the current folder may be closed to the account. unset: libpq in the servers' WAL receivers would obey these.
+	// LC_ALL: without it a server does not start on some macOS systems.
+	script := "#!/bin/sh\n" +
+		"cd / || exit 1\n" +
+		"umask 077\n" +
+		"unset PGDATA PGHOST PGHOSTADDR PGPORT PGUSER PGPASSWORD PGPASSFILE PGDATABASE PGOPTIONS PGSERVICE PGSSLMODE PGSSLROOTCERT PGAPPNAME PGTARGETSESSIONATTRS PGCTLTIMEOUT\n" +
+		"LC_ALL=C\n" +
+		"export LC_ALL\n" +
+		"exec " + prefix + quote(program) + " \"$@\"\n"
+	return os.WriteFile(path, []byte(script), 0o755)
 }
 
 // quote quotes s for the shell.

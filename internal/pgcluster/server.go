@@ -27,6 +27,7 @@ type Server struct {
 	folder      string
 	replication *Link            // to the server that this one streams from
 	upstream    *net.TCPListener // what its primary_conninfo names
+	follows     *Server          // that it streams from, nil for the leader; guarded by the cluster's mu
 
 	mu      sync.Mutex // held while the server is started, stopped or killed
 	engine  *engine    // nil when it is not running

@@ -1,0 +1,144 @@
+package pgcluster
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// count asks a server itself how many rows the table t has, -1 if it cannot tell.
+func count(t *testing.T, s *Server) (n int) {
+	t.Helper()
+	err := s.connected(testContext(t), func(conn *pgx.Conn) error {
+		return conn.QueryRow(testContext(t), "select count(*) from t").Scan(&n)
+	})
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// timeline returns the timeline that a replica receives.
+func timeline(t *testing.T, s *Server) (tli int) {
+	t.Helper()
+	err := s.connected(testContext(t), func(conn *pgx.Conn) error {
+		return conn.QueryRow(testContext(t), "select coalesce(max(received_tli), 0) from pg_stat_wal_receiver").Scan(&tli)
+	})
+	must(t, err)
+	return tli
+}
+
+// A replica of a replica gets what the leader wrote as long as its link, and the other replica's, let it.
+func TestFollowReplica(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord", "syd"}})
+	ord, syd := c.Server("ord"), c.Server("syd")
+	must(t, syd.Follow("ord"))
+	must(t, c.Leader().Exec(ctx, "create table t (n int); insert into t values (1)"))
+	must(t, syd.WaitReplayed(ctx))
+	c.Replication("ord").Cut()
+	must(t, c.Leader().Exec(ctx, "insert into t values (2)"))
+	time.Sleep(50 * time.Millisecond)
+	if ord, syd := count(t, ord), count(t, syd); ord != 1 || syd != 1 {
+		t.Errorf("ord has %d rows and syd %d, although ord receives nothing", ord, syd)
+	}
+	must(t, syd.Follow(""))
+	must(t, syd.WaitReplayed(ctx))
+	if n := count(t, syd); n != 2 {
+		t.Errorf("syd has %d rows", n)
+	}
+	for _, region := range []string{"syd", "fra"} {
+		if err := syd.Follow(region); err == nil {
+			t.Errorf("syd follows %s", region)
+		}
+	}
+}
+
+// Two leaders write logs of their own, and the replica that nobody told follows the old one.
+func TestPromoteBeside(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord", "syd"}})
+	nrt, ord, syd := c.Server("nrt"), c.Server("ord"), c.Server("syd")
+	must(t, nrt.Exec(ctx, "create table t (n int)"))
+	must(t, ord.WaitReplayed(ctx))
+	conn := connect(t, c, "syd", "app.internal", 5432)
+	must(t, c.PromoteBeside(ctx, "ord"))
+	if c.Leader() != ord {
+		t.Fatal("ord is not the leader")
+	}
+	execute(t, conn, "insert into t values (1), (2)") // the old leader's connections stay
+	must(t, ord.Exec(ctx, "insert into t values (3)"))
+	eventually(t, "syd has what the old leader wrote", func() bool { return count(t, syd) == 2 })
+	if tli := timeline(t, syd); tli != 1 {
+		t.Errorf("syd receives timeline %d", tli)
+	}
+	if n := count(t, ord); n != 1 {
+		t.Errorf("ord has %d rows", n)
+	}
+	must(t, nrt.Exec(ctx, "alter system set default_transaction_read_only = on"))
+	must(t, nrt.Exec(ctx, "select pg_reload_conf()"))
+	if err := nrt.Exec(ctx, "insert into t values (4)"); err == nil {
+		t.Error("the old leader can be written to")
+	}
+
+	// It becomes a replica with its next start.
+	must(t, nrt.Restart(ctx))
+	other := connect(t, c, "syd", "nrt.app.internal", 5433)
+	if !queryOne[bool](t, other, "select pg_is_in_recovery()") {
+		t.Error("the old leader came back as a leader")
+	}
+	if err := c.PromoteBeside(ctx, "fra"); err == nil {
+		t.Error("promoted a region without a server")
+	}
+	must(t, c.PromoteBeside(ctx, "ord")) // it is the leader
+}
+
+// A replica that wrote nothing of its own changes over to the new leader's timeline when it is told to.
+func TestFollowNewTimeline(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord", "syd"}})
+	ord, syd := c.Server("ord"), c.Server("syd")
+	must(t, c.Leader().Exec(ctx, "create table t (n int)"))
+	must(t, ord.WaitReplayed(ctx))
+	must(t, syd.WaitReplayed(ctx))
+	must(t, c.PromoteBeside(ctx, "ord"))
+	must(t, syd.Follow(""))
+	must(t, ord.Exec(ctx, "insert into t values (1)"))
+	must(t, syd.WaitReplayed(ctx))
+	if tli := timeline(t, syd); tli != 2 {
+		t.Errorf("syd receives timeline %d", tli)
+	}
+	if n := count(t, syd); n != 1 {
+		t.Errorf("syd has %d rows", n)
+	}
+}
+
+// A replica that is killed in the midst of its replay comes back in the midst of it, and goes on when it may.
+func TestDelayReplay(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord"}})
+	ord := c.Server("ord")
+	must(t, c.Leader().Exec(ctx, "create table t (n int)"))
+	must(t, ord.WaitReplayed(ctx))
+	must(t, c.Leader().Exec(ctx, "checkpoint"))
+	must(t, ord.WaitReplayed(ctx))
+	must(t, ord.Exec(ctx, "checkpoint"))
+	must(t, c.Leader().Exec(ctx, "insert into t values (1)"))
+	must(t, ord.WaitReplayed(ctx))
+	must(t, ord.DelayReplay(ctx, time.Hour))
+	must(t, ord.Kill())
+	must(t, ord.Start(ctx))
+	if n := count(t, ord); n != 0 {
+		t.Errorf("it came back with %d rows", n)
+	}
+	must(t, ord.DelayReplay(ctx, 0))
+	must(t, ord.WaitReplayed(ctx))
+	if n := count(t, ord); n != 1 {
+		t.Errorf("it has %d rows", n)
+	}
+}

@@ -1,6 +1,9 @@
 package sqltext
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+)
 
 // The functions whose calls belong to the primary, with the reason, and those whose calls do not although their name
 // begins with pg_. The prefix is the server's own, and most such functions look into the server or steer it, so one that
@@ -107,18 +110,6 @@ var systemNames = func() (t nameTable) {
 	return t
 }()
 
-// callWrites reports whether a call of the function belongs to the primary.
-func callWrites(name string) bool {
-	switch systemNames.find(name) {
-	case callReads:
-		return false
-	case callBelongsToPrimary:
-		return true
-	}
-	// In a database with a Turkish one-byte encoding the server folds this letter to an i.
-	return isSystemName(name) || strings.Contains(name, "İ")
-}
-
 // isSystemName reports whether a name begins with pg_.
 func isSystemName(name string) bool {
 	return len(name) > 3 && name[2] == '_' && isFolded(name[:2], "pg")
@@ -146,4 +137,57 @@ func IsFunctionName(name string) bool {
 		}
 	}
 	return true
+}
+
+// harmlessFunctions are VOLATILE because their results change, not because they do anything: functions of the server's
+// own, of uuid-ossp and of pgcrypto. All other VOLATILE functions may write.
+var harmlessFunctions = map[string]bool{}
+
+func init() {
+	for _, name := range []string{
+		"clock_timestamp", "gen_random_uuid", "random", "random_normal", "timeofday", "uuidv4", "uuidv7",
+		"pg_sleep", "pg_sleep_for", "pg_sleep_until",
+		"gen_random_bytes", "gen_salt", "pgp_pub_encrypt", "pgp_pub_encrypt_bytea", "pgp_sym_encrypt", "pgp_sym_encrypt_bytea",
+		"uuid_generate_v1", "uuid_generate_v1mc", "uuid_generate_v4",
+	} {
+		harmlessFunctions[name] = true
+	}
+}
+
+// IsHarmless reports whether a function is VOLATILE and known to have no effect.
+func IsHarmless(name string) bool { return harmlessFunctions[name] }
+
+// keepsSchema reports whether a command that begins with a word leaves functions, views and policies as they are. Those
+// that are run often count; of any other it is not said.
+func keepsSchema(word string) bool {
+	if len(word) < len("move") || len(word) > len("deallocate") {
+		return false
+	}
+	for _, command := range []string{"analyze", "checkpoint", "close", "deallocate", "declare", "execute", "fetch", "listen",
+		"lock", "move", "notify", "truncate", "unlisten", "vacuum"} {
+		if len(command) == len(word) && isFolded(word, command) {
+			return true
+		}
+	}
+	return false
+}
+
+// storedName returns a name as the catalog has it. It reports false if that depends on the database's encoding.
+func storedName(buf *[maxName]byte, name string, quoted bool) ([]byte, bool) {
+	if quoted && strings.Contains(name, `""`) {
+		name = strings.ReplaceAll(name, `""`, `"`)
+	}
+	n := min(len(name), maxName-1)
+	ascii := true
+	for i := range n {
+		buf[i] = folded[name[i]]
+		ascii = ascii && buf[i] < 0x80
+	}
+	if quoted {
+		copy(buf[:n], name)
+	}
+	if !ascii && (n < len(name) || !quoted && strings.ContainsFunc(name, unicode.IsUpper)) {
+		return buf[:n], false
+	}
+	return buf[:n], true
 }

@@ -41,9 +41,10 @@ const (
 type inspector struct {
 	Statement
 	sql        string
-	own        map[string]Access
-	statements int  // how many have ended; empty ones do not count
-	wrote      bool // one of them, or the text as a whole, is a write
+	facts      Facts
+	names      *[]string // collects the names of unknown functions, or is nil
+	statements int       // how many have ended; empty ones do not count
+	wrote      bool      // one of them, or the text as a whole, is a write
 	current
 }
 
@@ -92,6 +93,9 @@ func (p *inspector) onWord(start, end int) {
 	case wordTemporary:
 		p.Temporary = true
 	}
+	if p.facts.Writing != nil {
+		p.relation(tokWord, text)
+	}
 	switch {
 	case p.finishing && strings.EqualFold(text, "chain"):
 		// COMMIT AND CHAIN begins the next block. So does not AND NO CHAIN, which is as rare as it is harmless.
@@ -115,16 +119,16 @@ func (p *inspector) onWord(start, end int) {
 func (p *inspector) lead(w word, text string) {
 	switch p.state {
 	case atStart:
-		p.start(w)
+		p.start(w, text)
 	case inExplain:
 		if w == wordAnalyze {
 			p.analyze = true
 		} else if w != wordVerbose {
-			p.start(w)
+			p.start(w, text)
 		}
 	case inExplainParen:
 		if w == wordSelect || w == wordValues || w == wordTable || w == wordWith {
-			p.start(w)
+			p.start(w, text)
 			return
 		}
 		p.state = inExplainOptions
@@ -163,12 +167,13 @@ func (p *inspector) lead(w word, text string) {
 }
 
 // start takes the first keyword of a statement, or of the statement in an EXPLAIN or COPY.
-func (p *inspector) start(w word) {
+func (p *inspector) start(w word, text string) {
 	alone := p.depth == 0 && !p.explain
 	p.state = inWrite
 	switch w {
 	case wordOther:
 		p.OtherCommand = true
+		p.Schema = p.Schema || !keepsSchema(text)
 	case wordSelect, wordValues, wordTable:
 		p.state = inQuery
 	case wordWith:
@@ -201,8 +206,10 @@ func (p *inspector) start(w word) {
 		p.state = inPrepare
 	case wordSet:
 		p.state, p.Settings = inSet, true
-	case wordReset, wordDo: // the body of a DO may hold anything
+	case wordReset:
 		p.Settings = true
+	case wordDo: // its body may hold anything
+		p.Settings, p.Schema = true, true
 	}
 }
 
@@ -318,6 +325,9 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 	if lookup(text) == wordSetting {
 		p.Settings = true
 	}
+	if p.facts.Writing != nil {
+		p.relation(kind, text)
+	}
 	switch p.state {
 	case inQuery:
 		if p.clause == wordUpdate {
@@ -423,18 +433,55 @@ func (p *inspector) call(name string) {
 	p.calls = true
 	if access, ok := p.appSays(name); ok {
 		p.effects = p.effects || access == Write
-	} else if callWrites(name) {
+		return
+	}
+	if p.state == inWrite {
+		return
+	}
+	known := systemNames.find(name)
+	if known == callBelongsToPrimary || known != callReads && isSystemName(name) || strings.Contains(name, "İ") {
+		// In a database with a Turkish one-byte encoding the server folds this letter to an i.
 		p.effects = true
+		return
+	}
+	if p.prev == tokWord && p.word.reserved() {
+		return
+	}
+	var buf [maxName]byte
+	stored, ok := storedName(&buf, name, p.prev == tokQuoted)
+	if !ok {
+		p.effects = true
+		return
+	}
+	if access, ok := p.facts.Called[string(stored)]; ok {
+		p.effects = p.effects || access == Write
+		return
+	}
+	if known == callReads {
+		return
+	}
+	p.UnknownCalls = true
+	if p.names != nil {
+		*p.names = append(*p.names, string(stored))
+	}
+}
+
+// relation takes a name that may be that of a view or table.
+func (p *inspector) relation(kind token, name string) {
+	var buf [maxName]byte
+	stored, ok := storedName(&buf, name, kind != tokWord)
+	if _, writes := p.facts.Writing[string(stored)]; writes || !ok {
+		p.wrote = true
 	}
 }
 
 // appSays returns what the app says of a function, if it says anything.
 func (p *inspector) appSays(name string) (Access, bool) {
-	if p.own == nil {
+	if p.facts.Functions == nil {
 		return Write, false
 	}
 	var buf [maxName]byte
-	access, ok := p.own[string(lower(&buf, name))]
+	access, ok := p.facts.Functions[string(lower(&buf, name))]
 	return access, ok
 }
 

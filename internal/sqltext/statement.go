@@ -44,6 +44,8 @@ type Statement struct {
 	Temporary    bool // the text may make a table that only its session has, or just have a column named temp
 	CopiesIn     bool // a statement in it is a COPY FROM, behind which the server may expect data
 	Settings     bool // the text may change a setting of the session; an UPDATE's SET does not count
+	Schema       bool // a statement in it may create, change or drop a function, a view or a policy
+	UnknownCalls bool // the text calls a function of which nothing is known; Access takes that for a read
 }
 
 // Facts are what a text does not show. The zero value says nothing.
@@ -51,6 +53,12 @@ type Facts struct {
 	// Functions says what calls of the app's own functions may do, by their name in lower case without a schema. It goes
 	// before what this package knows of a name.
 	Functions map[string]Access
+	// Called says what the database's catalog knows of functions, by their name as the catalog has it. It goes before
+	// what this package knows of a name, but for those that belong to the primary.
+	Called map[string]Access
+	// Writing has the names of views and tables that call a function which may write when they are read, as the catalog
+	// has them. A text with such a name in it is a write.
+	Writing map[string]struct{}
 }
 
 // Inspect looks at a SQL text as the server would read it. It reads the text once and does not allocate.
@@ -62,11 +70,20 @@ type Facts struct {
 // text, and everything that is unknown or malformed. A text of several statements is Read if every one of them is.
 //
 // Functions are recognised by name where they are called. What an application's own functions, operators and views do
-// cannot be seen in the text, so they count as reads.
+// cannot be seen in the text, so they count as reads unless facts says otherwise.
 func Inspect(sql string, facts Facts) Statement {
-	p := inspector{sql: sql, own: facts.Functions}
+	p := inspector{sql: sql, facts: facts}
 	if p.scan() && p.statements > 0 && !p.wrote {
 		p.Access = Read
 	}
 	return p.Statement
+}
+
+// UnknownCalls returns the names, as the catalog would have them, of the functions that make Inspect say UnknownCalls.
+// Some are no functions, such as exists and the names of lists of columns.
+func UnknownCalls(sql string, facts Facts) []string {
+	names := []string{}
+	p := inspector{sql: sql, facts: facts, names: &names}
+	p.scan()
+	return names
 }

@@ -15,9 +15,7 @@ import (
 type replicaBatch struct {
 	pgx.BatchResults // of whichever server answers
 
-	pool    *Pool
-	replica *replica
-	conn    *pgxpool.Conn // nil once it was released
+	replicaRead[*pgxpool.Conn]
 	route   route
 	ctx     context.Context
 	queries []*pgx.QueuedQuery // the caller's, never sent
@@ -28,17 +26,24 @@ type replicaBatch struct {
 	err     error // what Close returns
 }
 
-// newReplicaBatch sends a batch to a replica.
-func newReplicaBatch(ctx context.Context, p *Pool, r route, rep *replica, conn *pgxpool.Conn, b *pgx.Batch) *replicaBatch {
-	return &replicaBatch{
-		BatchResults: conn.SendBatch(ctx, newBatch(b.QueuedQueries)),
-		pool:         p,
-		replica:      rep,
-		conn:         conn,
-		route:        r,
-		ctx:          ctx,
-		queries:      b.QueuedQueries,
+// sendBatch sends a batch to a replica.
+func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.BatchResults {
+	results, read, err := onReplica(ctx, rd, rt, plainConns, "", func(conn *pgxpool.Conn) (pgx.BatchResults, error) {
+		if rt.target == targetReplica {
+			// It stays there, and may begin a transaction.
+			return conn.SendBatch(ctx, b), nil
+		}
+		return conn.SendBatch(ctx, newBatch(b.QueuedQueries)), nil
+	})
+	switch {
+	case rt.to == targetPrimary:
+		return nil
+	case err != nil:
+		return pgx.FailedBatchResults(b, err)
+	case rt.target == targetReplica:
+		return &pinnedBatch{results, replicaTx{Tx: results.Tx(), replicaRead: read}}
 	}
+	return &replicaBatch{BatchResults: results, replicaRead: read, route: *rt, ctx: ctx, queries: b.QueuedQueries}
 }
 
 // newBatch returns a batch of queries without their callbacks.
@@ -58,21 +63,14 @@ func (b *replicaBatch) move(err error) (moved bool) {
 	// Closing first tells whether the connection has survived.
 	_ = b.BatchResults.Close()
 	failed := b.queries[b.next-1]
-	why := b.pool.rerun(b.ctx, &b.route, b.conn.Conn(), failed.SQL, err)
+	why := b.reads.router.moves(b.ctx, &b.route, b.conn.Conn(), failed.SQL, err)
 	if why == "" {
 		return false
 	}
 	b.moved = true
 	b.release()
-	b.BatchResults = b.pool.forwardBatch(b.ctx, why, newBatch(b.queries[b.next-1:]))
+	b.BatchResults = b.reads.primary.sendBatch(b.ctx, why, newBatch(b.queries[b.next-1:]))
 	return true
-}
-
-func (b *replicaBatch) release() {
-	if b.conn != nil {
-		b.replica.release(b.conn)
-		b.conn = nil
-	}
 }
 
 func (b *replicaBatch) Exec() (pgconn.CommandTag, error) {
@@ -203,11 +201,6 @@ func (r *batchRows) Close() {
 type pinnedBatch struct {
 	pgx.BatchResults
 	tx replicaTx // its Tx is nil if there is none
-}
-
-func newPinnedBatch(ctx context.Context, rep *replica, conn *pgxpool.Conn, b *pgx.Batch) *pinnedBatch {
-	results := conn.SendBatch(ctx, b)
-	return &pinnedBatch{results, replicaTx{Tx: results.Tx(), replica: rep, conn: conn}}
 }
 
 func (b *pinnedBatch) Close() error {

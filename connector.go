@@ -392,7 +392,7 @@ func NewPoolWithConfig(ctx context.Context, config *Config) (*Pool, error) {
 		return nil, fmt.Errorf("flyregion: %w", err)
 	}
 
-	p := &Pool{config: config, facts: factsOf(config)}
+	p := &Pool{config: config}
 	if err := p.open(ctx); err != nil {
 		p.Close()
 		return nil, err
@@ -402,51 +402,83 @@ func NewPoolWithConfig(ctx context.Context, config *Config) (*Pool, error) {
 
 // open makes the pools of the servers.
 func (p *Pool) open(ctx context.Context) (err error) {
-	regions := p.config.replicaRegions()
-	if len(regions) == 0 && !p.config.SimulateReplica {
-		p.primary, err = pgxpool.NewWithConfig(ctx, p.config.Config)
+	c := p.config
+	p.primary = &primary{config: c}
+	regions := c.replicaRegions()
+	if len(regions) == 0 && !c.SimulateReplica {
+		p.primary.pool, err = pgxpool.NewWithConfig(ctx, c.Config)
 		return err
 	}
 
-	p.telemetry, err = newTelemetry(p.config.Telemetry, p.measureLag)
+	if p.telemetry, err = newTelemetry(c.Telemetry); err != nil {
+		return err
+	}
+	texts := &texts{facts: factsOf(c)}
+	p.router = &router{texts: texts}
+	p.primary.texts, p.primary.telemetry = texts, p.telemetry
+	p.primary.fallbacks = make(chan struct{}, max(1, c.MaxConns/2))
+	p.replicas = &replicas{balance: c.Balance}
+	p.reads = &reads{router: p.router, replicas: p.replicas, primary: p.primary, telemetry: p.telemetry, maxWait: c.MaxReplicaWait}
+
+	primary, err := p.openReplicas(ctx, regions)
 	if err != nil {
 		return err
 	}
-
-	p.stranded = make(chan struct{}, max(1, p.config.MaxConns/2))
-	p.replicas = &replicas{balance: p.config.Balance}
-	if p.config.SimulateReplica {
-		return p.openSimulated(ctx)
-	}
-
-	// The replicas come first: a connection to the primary, which pgxpool may make in the background, speaks to them.
-	for _, region := range regions {
-		config, err := p.config.replicaConfig(region)
-		if err != nil {
-			return fmt.Errorf("flyregion: ReplicaRegions (fly_replica_regions): %w", err)
-		}
-		if err := p.addReplica(ctx, region, config); err != nil {
-			return err
+	p.primary.connected = func(r report) {
+		for _, replica := range p.replicas.list {
+			replica.tracker.setTimeline(r.timeline)
 		}
 	}
-	primary, err := p.config.primaryConfig()
-	if err != nil {
-		return fmt.Errorf("flyregion: PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
+	if c.AwaitWrites {
+		p.primary.awaitReplay = func(ctx context.Context, position LSN) {
+			_ = p.replicas.list[0].tracker.wait(ctx, position, 0, c.MaxReplicaWait)
+		}
 	}
-	p.primary, err = p.openPrimary(ctx, primary)
-	return err
+	if err := p.primary.open(ctx, primary); err != nil {
+		return err
+	}
+	// Last, as whoever reads the gauges asks all servers.
+	return p.telemetry.observeLag(func(ctx context.Context) []lag { return measureLag(ctx, p.primary, p.replicas.list) })
 }
 
-// openSimulated makes two pools of one server.
-func (p *Pool) openSimulated(ctx context.Context) (err error) {
-	simulated := p.config.Config.Copy()
-	if sessionAttrs(simulated.ConnConfig.ValidateConnect) != "" {
-		// They are about the server. That this session cannot write is its purpose.
-		simulated.ConnConfig.ValidateConnect = nil
+// openReplicas makes the replicas and returns the configuration of the primary. The replicas come first: a connection to
+// the primary, which pgxpool may make in the background, speaks to them.
+func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Config, error) {
+	c := p.config
+	if c.SimulateReplica {
+		// Two pools of one server.
+		simulated := c.Config.Copy()
+		if sessionAttrs(simulated.ConnConfig.ValidateConnect) != "" {
+			// They are about the server. That this session cannot write is its purpose.
+			simulated.ConnConfig.ValidateConnect = nil
+		}
+		if err := p.openReplica(ctx, cmp.Or(c.Region, "local"), simulated); err != nil {
+			return nil, err
+		}
+		return c.Config.Copy(), nil
 	}
-	if err := p.addReplica(ctx, cmp.Or(p.config.Region, "local"), simulated); err != nil {
+
+	for _, region := range regions {
+		config, err := c.replicaConfig(region)
+		if err != nil {
+			return nil, fmt.Errorf("flyregion: ReplicaRegions (fly_replica_regions): %w", err)
+		}
+		if err := p.openReplica(ctx, region, config); err != nil {
+			return nil, err
+		}
+	}
+	config, err := c.primaryConfig()
+	if err != nil {
+		return nil, fmt.Errorf("flyregion: PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
+	}
+	return config, nil
+}
+
+func (p *Pool) openReplica(ctx context.Context, region string, config *pgxpool.Config) error {
+	r, err := newReplica(ctx, region, config, p.config.MaxReplicaWait)
+	if err != nil {
 		return err
 	}
-	p.primary, err = p.openPrimary(ctx, p.config.Config.Copy())
-	return err
+	p.replicas.list = append(p.replicas.list, r)
+	return nil
 }

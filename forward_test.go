@@ -1331,7 +1331,7 @@ func TestForwarderLearnsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	comesHome(t, ctx, pool)
-	pool.session.wroteUnknown()
+	pool.primary.session.wroteUnknown()
 	armed.Store(true)
 	if err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("%v, want that of the connection", err)

@@ -24,10 +24,10 @@ func TestFunctions(t *testing.T) {
 		"select pg_is_in_recovery(), locks(1)": targetPrimary,
 		"select pg_advisory_lock(1)":           targetPrimary,
 	} {
-		if r := pool.route(t.Context(), sql, nil); r.to != want {
+		if r := pool.router.route(t.Context(), sql, nil); r.to != want {
 			t.Errorf("%s goes to the %s", sql, r.to)
 		}
-		if r := pool.routeBatch(t.Context(), batchOf("select 1", sql)); r.to != want {
+		if r := pool.router.routeBatch(t.Context(), batchOf("select 1", sql)); r.to != want {
 			t.Errorf("a batch with %s goes to the %s", sql, r.to)
 		}
 	}
@@ -43,7 +43,7 @@ func TestFunctions(t *testing.T) {
 		}); err != nil {
 			t.Error(err)
 		}
-		if wrote := pool.session.load().position > 0; wrote != want {
+		if wrote := pool.primary.session.load().position > 0; wrote != want {
 			t.Errorf("calling a %v has written: %v", access, wrote)
 		}
 		pool = poolIn(t, cluster, "ord", func(c *Config) { c.Functions = map[string]Access{"version": access} })
@@ -52,7 +52,7 @@ func TestFunctions(t *testing.T) {
 		}); err != nil {
 			t.Error(err)
 		}
-		if wrote := pool.session.load().position > 0; wrote != want {
+		if wrote := pool.primary.session.load().position > 0; wrote != want {
 			t.Errorf("calling a %v in a batch has written: %v", access, wrote)
 		}
 	}

@@ -23,7 +23,7 @@ func TestHints(t *testing.T) {
 		refused   = readOnlySQL + " and true is not null"
 		write     = readOnlySQL + " from pg_backend_pid()" // to Classify
 	)
-	pool.refused.add(refused)
+	pool.router.refused.add(refused)
 	for _, c := range []struct {
 		ctx     context.Context
 		sql     string
@@ -78,7 +78,7 @@ func TestHints(t *testing.T) {
 				return pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
 			},
 			"Exec": func() (bool, error) {
-				r := pool.route(c.ctx, c.sql, nil)
+				r := pool.router.route(c.ctx, c.sql, nil)
 				_, err := pool.Exec(c.ctx, c.sql)
 				return r.to == targetReplica, err
 			},
@@ -120,7 +120,7 @@ func TestHints(t *testing.T) {
 
 	// An argument that the replica used up would be missing on the primary.
 	for _, sql := range []string{"insert into " + name + " values ($1)", "select $1"} {
-		if r := pool.route(ctx, toReplica+sql, []any{strings.NewReader("1")}); r.to != targetPrimary {
+		if r := pool.router.route(ctx, toReplica+sql, []any{strings.NewReader("1")}); r.to != targetPrimary {
 			t.Errorf("with an argument to be read once %s goes to the %s", sql, r.to)
 		}
 	}

@@ -23,17 +23,17 @@ const lagSQL = `select coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), ` +
 	`pg_catalog.pg_is_in_recovery()`
 
 // measureLag asks the primary and every replica how far they are, all at once. Servers that do not answer are left out.
-func (p *Pool) measureLag(ctx context.Context) []lag {
+func measureLag(ctx context.Context, p *primary, replicas []*replica) []lag {
 	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
 
 	var (
 		wg      sync.WaitGroup
 		flushed LSN
-		found   = make([]replicaLag, len(p.replicas.list))
+		found   = make([]replicaLag, len(replicas))
 	)
 	wg.Go(func() { flushed = p.flushed(ctx) })
-	for i, r := range p.replicas.list {
+	for i, r := range replicas {
 		wg.Go(func() { found[i] = r.measureLag(ctx) })
 	}
 	wg.Wait()
@@ -50,28 +50,9 @@ func (p *Pool) measureLag(ctx context.Context) []lag {
 		if l.recovering && flushed > l.replayed {
 			behind = int64(flushed - l.replayed)
 		}
-		lags = append(lags, lag{region: p.replicas.list[i].region, bytes: behind, seconds: l.seconds})
+		lags = append(lags, lag{region: replicas[i].region, bytes: behind, seconds: l.seconds})
 	}
 	return lags
-}
-
-// flushed asks the primary how far its log is flushed. It returns 0 if the primary does not answer.
-func (p *Pool) flushed(ctx context.Context) LSN {
-	conn, err := p.primary.Acquire(ctx)
-	if err != nil {
-		return 0
-	}
-	defer conn.Release()
-
-	forwarder := primaryConnOf(conn.Conn()).forwarder
-	forwarder.announce(nil, false)
-	defer forwarder.conclude()
-	row, err := oneRow(ctx, conn.Conn().PgConn(), positionSQL)
-	if err != nil {
-		return 0
-	}
-	flushed, _ := ParseLSN(string(row[0]))
-	return flushed
 }
 
 type replicaLag struct {

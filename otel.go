@@ -72,16 +72,10 @@ type countKey struct {
 	reason reason
 }
 
-// newTelemetry makes the instruments. measure is called when the lag gauges are read, and only then.
-func newTelemetry(config Telemetry, measure func(context.Context) []lag) (*telemetry, error) {
-	t := &telemetry{config: config}
-	provider := config.MeterProvider
-	if provider == nil {
-		provider = otel.GetMeterProvider()
-	}
-	meter := provider.Meter(scope)
-
-	var err error
+// newTelemetry makes the instruments, but for the lag gauges.
+func newTelemetry(config Telemetry) (t *telemetry, err error) {
+	t = &telemetry{config: config}
+	meter := t.meter()
 	t.wait, err = meter.Float64Histogram(metricWait, metric.WithUnit("s"),
 		metric.WithDescription("Time that reads waited for a replica to replay their session's writes."),
 		metric.WithExplicitBucketBoundaries(.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1))
@@ -93,15 +87,29 @@ func newTelemetry(config Telemetry, measure func(context.Context) []lag) (*telem
 	if err != nil {
 		return nil, err
 	}
+	return t, nil
+}
+
+func (t *telemetry) meter() metric.Meter {
+	provider := t.config.MeterProvider
+	if provider == nil {
+		provider = otel.GetMeterProvider()
+	}
+	return provider.Meter(scope)
+}
+
+// observeLag makes the lag gauges. measure is called when they are read, which may be at once, and only then.
+func (t *telemetry) observeLag(measure func(context.Context) []lag) error {
+	meter := t.meter()
 	lagBytes, err := meter.Int64ObservableGauge(metricLagBytes, metric.WithUnit("By"),
 		metric.WithDescription("Write-ahead log that the primary has flushed and the replica has not replayed."))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	lagSeconds, err := meter.Float64ObservableGauge(metricLagSeconds, metric.WithUnit("s"),
 		metric.WithDescription("Age of the last transaction that the replica has replayed, 0 if it has replayed all."))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	t.registration, err = meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
 		for _, l := range measure(ctx) {
@@ -111,14 +119,14 @@ func newTelemetry(config Telemetry, measure func(context.Context) []lag) (*telem
 		}
 		return nil
 	}, lagBytes, lagSeconds)
-	if err != nil {
-		return nil, err
-	}
-	return t, nil
+	return err
 }
 
 // close ends the lag gauges.
 func (t *telemetry) close() {
+	if t.registration == nil {
+		return
+	}
 	// Unregister has no error to return but for a provider of somebody's own, and nobody could act on it.
 	_ = t.registration.Unregister()
 }

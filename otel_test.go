@@ -313,7 +313,7 @@ func TestReplicaWaitSpan(t *testing.T) {
 			if _, err := pool.Exec(WithPrimary(ctx), insert); err != nil {
 				t.Fatal(err)
 			}
-			required := pool.session.load().position
+			required := pool.primary.session.load().position
 			// Who wants no wait has none, and neither has a session of its own.
 			for _, ctx := range []context.Context{WithoutWait(ctx), WithSession(ctx, &Session{})} {
 				if err := pool.QueryRow(ctx, count).Scan(&n); err != nil {
@@ -517,7 +517,7 @@ func TestForwardSpanReasons(t *testing.T) {
 		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), replica: "read"},
 		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), before: func(t *testing.T, p *Pool) {
 			// From the second time on the replica is not asked.
-			p.refused.add("select " + writes + "()")
+			p.router.refused.add("select " + writes + "()")
 		}},
 		{reason: becauseOnce, operation: "exec", run: func(t *testing.T, p *Pool) error {
 			_, err := p.Exec(t.Context(), "select $1::text", valuer(func() (driver.Value, error) { return "once", nil }))

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 
-	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -21,30 +19,23 @@ import (
 //
 // A Pool is safe for concurrent use and must be created with [NewPool] or [NewPoolWithConfig].
 type Pool struct {
-	config   *Config
-	facts    sqltext.Facts // what the config says that a statement's text does not show
-	primary  *pgxpool.Pool
-	replicas *replicas // nil where one plain pool does
-
-	session   Session // what this process has written
+	config    *Config
+	primary   *primary
+	router    *router
+	replicas  *replicas // nil where one plain pool does
+	reads     *reads
 	telemetry *telemetry
-	refused   refusals
-	prepared  preparedNames
-	stranded  chan struct{} // a place for each read that may be on the primary because no replica can serve it
-
-	origin    atomic.Int64 // serverID of the primary that was connected to last
-	roundTrip atomic.Int64 // to the primary, smoothed, in nanoseconds
 }
 
 // Primary returns the pool of the writable server, for libraries that write, listen or migrate. What they write counts
 // for the session of the context that they use, as anything written through the Pool does.
-func (p *Pool) Primary() *pgxpool.Pool { return p.primary }
+func (p *Pool) Primary() *pgxpool.Pool { return p.primary.pool }
 
 // Replica returns the pool of the replica that reads go to first, the primary's if there is none. Statements on it wait
 // for no write.
 func (p *Pool) Replica() *pgxpool.Pool {
 	if p.replicas == nil {
-		return p.primary
+		return p.primary.pool
 	}
 	return p.replicas.list[0].pool
 }
@@ -53,12 +44,12 @@ func (p *Pool) Replica() *pgxpool.Pool {
 // on it wait for no write.
 func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 	if p.replicas == nil {
-		return p.primary
+		return p.primary.pool
 	}
 	if r := p.replicas.in(region); r != nil {
 		return r.pool
 	}
-	return p.primary
+	return p.primary.pool
 }
 
 // Exec runs a statement as [pgxpool.Pool.Exec] does, on the replica if it reads and on the primary if not. A read that
@@ -73,37 +64,16 @@ func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 // nothing on a Pool that lasts. They do on a connection of [Pool.Acquire].
 func (p *Pool) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	if p.replicas == nil {
-		return p.primary.Exec(ctx, sql, args...)
+		return p.primary.pool.Exec(ctx, sql, args...)
 	}
-	r := p.route(ctx, sql, args)
-	if r.to == targetPrimary {
-		return p.forwardExec(ctx, r.why, sql, args)
-	}
-
-	rep, conn, err := p.acquireReplica(ctx, &r)
-	if conn == nil {
-		if err != nil {
-			return pgconn.CommandTag{}, err
+	rt := p.router.route(ctx, sql, args)
+	if rt.to == targetReplica {
+		tag, err := p.reads.exec(ctx, &rt, sql, args)
+		if rt.to == targetReplica {
+			return tag, err
 		}
-		return p.forwardExec(ctx, r.why, sql, args)
 	}
-	tag, why, err := p.execReplica(ctx, &r, rep, conn, sql, args)
-	if why != "" {
-		return p.forwardExec(ctx, why, sql, args)
-	}
-	return tag, err
-}
-
-// execReplica runs a statement on a replica's connection and gives that back. If the primary is to run it again it says
-// why.
-func (p *Pool) execReplica(ctx context.Context, r *route, rep *replica, conn *pgxpool.Conn, sql string, args []any) (pgconn.CommandTag, reason, error) {
-	defer rep.release(conn)
-
-	tag, err := conn.Exec(ctx, sql, args...)
-	if err != nil {
-		return tag, p.rerun(ctx, r, conn.Conn(), sql, err), err
-	}
-	return tag, "", nil
+	return p.primary.exec(ctx, rt.why, sql, args)
 }
 
 // Query runs a statement as [pgxpool.Pool.Query] does, on the replica if it reads and on the primary if not. A read that
@@ -111,74 +81,48 @@ func (p *Pool) execReplica(ctx context.Context, r *route, rep *replica, conn *pg
 // gave it.
 func (p *Pool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	if p.replicas == nil {
-		return p.primary.Query(ctx, sql, args...)
+		return p.primary.pool.Query(ctx, sql, args...)
 	}
-	r := p.route(ctx, sql, args)
-	if r.to == targetPrimary {
-		return p.forwardQuery(ctx, r.why, sql, args)
-	}
-
-	rep, conn, err := p.acquireReplica(ctx, &r)
-	if conn == nil {
-		if err != nil {
-			return &failedRows{err: err}, err
+	rt := p.router.route(ctx, sql, args)
+	if rt.to == targetReplica {
+		rows, err := p.reads.query(ctx, &rt, sql, args)
+		if rt.to == targetReplica {
+			return rows, err
 		}
-		return p.forwardQuery(ctx, r.why, sql, args)
 	}
-	rows := &replicaRows{pool: p, replica: rep, conn: conn, route: r, ctx: ctx, sql: sql, args: args}
-	if err := rows.start(); err != nil {
-		return rows, err
-	}
-	return rows, nil
+	return p.primary.query(ctx, rt.why, sql, args)
 }
 
 // QueryRow runs a statement as [pgxpool.Pool.QueryRow] does, on the replica if it reads and on the primary if not. A
 // read that the replica cannot run is run on the primary. Every other error is returned by Scan as pgx gave it.
 func (p *Pool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	if p.replicas == nil {
-		return p.primary.QueryRow(ctx, sql, args...)
+		return p.primary.pool.QueryRow(ctx, sql, args...)
 	}
-	r := p.route(ctx, sql, args)
-	if r.to == targetPrimary {
-		return p.forwardQueryRow(ctx, r.why, sql, args)
-	}
-
-	rep, conn, err := p.acquireReplica(ctx, &r)
-	if conn == nil {
-		if err != nil {
-			return &row{&failedRows{err: err}}
+	rt := p.router.route(ctx, sql, args)
+	if rt.to == targetReplica {
+		row := p.reads.queryRow(ctx, &rt, sql, args)
+		if rt.to == targetReplica {
+			return row
 		}
-		return p.forwardQueryRow(ctx, r.why, sql, args)
 	}
-	rows := &replicaRows{pool: p, replica: rep, conn: conn, route: r, ctx: ctx, sql: sql, args: args}
-	// Its error is that of the rows.
-	_ = rows.start()
-	return &row{rows}
+	return p.primary.queryRow(ctx, rt.why, sql, args)
 }
 
 // SendBatch sends a batch as [pgxpool.Pool.SendBatch] does, to the replica if every statement in it reads and to the
 // primary if not.
 func (p *Pool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if p.replicas == nil {
-		return p.primary.SendBatch(ctx, b)
+		return p.primary.pool.SendBatch(ctx, b)
 	}
-	r := p.routeBatch(ctx, b)
-	if r.to == targetPrimary {
-		return p.forwardBatch(ctx, r.why, b)
-	}
-
-	rep, conn, err := p.acquireReplica(ctx, &r)
-	if conn == nil {
-		if err != nil {
-			return pgx.FailedBatchResults(b, err)
+	rt := p.router.routeBatch(ctx, b)
+	if rt.to == targetReplica {
+		results := p.reads.sendBatch(ctx, &rt, b)
+		if rt.to == targetReplica {
+			return results
 		}
-		return p.forwardBatch(ctx, r.why, b)
 	}
-	if r.target == targetReplica {
-		// It stays there, and may begin a transaction.
-		return newPinnedBatch(ctx, rep, conn, b)
-	}
-	return newReplicaBatch(ctx, p, r, rep, conn, b)
+	return p.primary.sendBatch(ctx, rt.why, b)
 }
 
 // Begin starts a transaction on the primary as [pgxpool.Pool.Begin] does.
@@ -191,44 +135,24 @@ func (p *Pool) Begin(ctx context.Context) (pgx.Tx, error) {
 // cannot be made writable: SET TRANSACTION READ WRITE fails there with SQLSTATE 0A000.
 func (p *Pool) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error) {
 	if p.replicas == nil {
-		return p.primary.BeginTx(ctx, options)
+		return p.primary.pool.BeginTx(ctx, options)
 	}
-	r := route{intent: intentOf(ctx), to: targetPrimary, why: becauseTransaction}
-	switch {
-	case r.target != targetAny:
-		r.to, r.why = r.target, becauseAsked
-	case options.AccessMode == pgx.ReadOnly && options.IsoLevel != pgx.Serializable && options.BeginQuery == "":
-		r.to, r.why = targetReplica, becauseRead
-	}
-	if r.to == targetPrimary {
-		return p.forwardBegin(ctx, r.why, options)
-	}
-
-	rep, conn, err := p.acquireReplica(ctx, &r)
-	if conn == nil {
-		if err != nil {
-			return nil, err
+	rt := p.router.routeTx(ctx, options)
+	if rt.to == targetReplica {
+		tx, err := p.reads.begin(ctx, &rt, options)
+		if rt.to == targetReplica {
+			return tx, err
 		}
-		return p.forwardBegin(ctx, r.why, options)
 	}
-	tx, err := conn.BeginTx(ctx, options)
-	if err != nil {
-		why := p.rerun(ctx, &r, conn.Conn(), "", err)
-		rep.release(conn)
-		if why != "" {
-			return p.forwardBegin(ctx, why, options)
-		}
-		return nil, err
-	}
-	return &replicaTx{Tx: tx, replica: rep, conn: conn}, nil
+	return p.primary.begin(ctx, rt.why, options)
 }
 
 // CopyFrom copies rows to the primary as [pgxpool.Pool.CopyFrom] does.
 func (p *Pool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNames []string, rowSrc pgx.CopyFromSource) (int64, error) {
 	if p.replicas == nil {
-		return p.primary.CopyFrom(ctx, tableName, columnNames, rowSrc)
+		return p.primary.pool.CopyFrom(ctx, tableName, columnNames, rowSrc)
 	}
-	return p.forwardCopy(ctx, tableName, columnNames, rowSrc)
+	return p.primary.copyFrom(ctx, tableName, columnNames, rowSrc)
 }
 
 // Acquire returns a connection to the primary as [pgxpool.Pool.Acquire] does, or one to the replica where the context
@@ -239,13 +163,13 @@ func (p *Pool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNam
 // text that was.
 func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if p.replicas == nil {
-		return p.primary.Acquire(ctx)
+		return p.primary.pool.Acquire(ctx)
 	}
-	r := route{intent: intentOf(ctx), to: targetReplica, why: becauseAsked}
-	if r.target != targetReplica {
-		return p.primary.Acquire(ctx)
+	rt := route{intent: intentOf(ctx), to: targetReplica, why: becauseAsked}
+	if rt.target != targetReplica {
+		return p.primary.pool.Acquire(ctx)
 	}
-	rep, conn, err := p.acquireReplica(ctx, &r)
+	rep, conn, err := acquireReplica(ctx, p.reads, &rt, plainConns)
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +193,7 @@ func (p *Pool) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error) err
 // AcquireAllIdle returns all idle connections of the server that [Pool.Acquire] takes connections from.
 func (p *Pool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 	if p.replicas == nil || intentOf(ctx).target != targetReplica {
-		return p.primary.AcquireAllIdle(ctx)
+		return p.primary.pool.AcquireAllIdle(ctx)
 	}
 	return p.Replica().AcquireAllIdle(ctx)
 }
@@ -287,13 +211,24 @@ func (p *Pool) Ping(ctx context.Context) error {
 
 // Reset closes the connections of all servers but leaves the pool open, as [pgxpool.Pool.Reset] does.
 func (p *Pool) Reset() {
-	p.primary.Reset()
+	p.primary.pool.Reset()
 	if p.replicas == nil {
 		return
 	}
 	for _, r := range p.replicas.list {
 		r.pool.Reset()
 	}
+}
+
+// Stat returns a snapshot of the pool's statistics.
+func (p *Pool) Stat() *Stat {
+	s := &Stat{primary: p.primary.pool.Stat()}
+	if p.replicas != nil {
+		for _, r := range p.replicas.list {
+			s.replicas = append(s.replicas, regionStat{r.region, r.pool.Stat()})
+		}
+	}
+	return s
 }
 
 // Config returns a copy of the config that the pool was made from.
@@ -304,8 +239,8 @@ func (p *Pool) Config() *Config { return p.config.Copy() }
 func (p *Pool) Close() {
 	// All at once, so that the pool of no server serves while that of another waits for its connections.
 	var closing sync.WaitGroup
-	if p.primary != nil {
-		closing.Go(p.primary.Close)
+	if p.primary.pool != nil {
+		closing.Go(p.primary.pool.Close)
 	}
 	if p.replicas != nil {
 		for _, r := range p.replicas.list {
@@ -326,12 +261,12 @@ func (p *Pool) WaitReplayed(ctx context.Context) error {
 	}
 	session := intentOf(ctx).session
 	if session == nil {
-		session = &p.session
+		session = &p.primary.session
 	}
 	state := session.load()
-	if p.unsure(state) {
+	if !p.primary.covers(state) {
 		var err error
-		if state, err = p.learn(ctx, session); err != nil {
+		if state, err = p.primary.position(ctx, session); err != nil {
 			return err
 		}
 	}

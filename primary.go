@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,227 +14,30 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// forwardExec runs a statement on the primary.
-func (p *Pool) forwardExec(ctx context.Context, why reason, sql string, args []any) (tag pgconn.CommandTag, err error) {
-	ctx, stay := p.forward(ctx, "exec", why)
-	defer func() { stay.end(err) }()
+// primary is the writable server, wherever it is, and what is known of it.
+type primary struct {
+	config    *Config
+	pool      *pgxpool.Pool
+	texts     *texts
+	telemetry *telemetry // nil where one plain pool does
 
-	return p.primary.Exec(ctx, sql, args...)
+	session Session // what this process has written
+
+	server    atomic.Int64 // serverID of the primary that was connected to last
+	roundTrip atomic.Int64 // smoothed, in nanoseconds
+
+	// fallbacks has a place for each read that may be on the primary because no replica can serve it.
+	fallbacks chan struct{}
+
+	// connected is called with what a new connection's server says about itself.
+	connected func(report)
+	// awaitReplay waits until the replica shows a position. It is nil unless writes wait for that.
+	awaitReplay func(context.Context, LSN)
 }
 
-// forwardQuery runs a statement with rows on the primary.
-func (p *Pool) forwardQuery(ctx context.Context, why reason, sql string, args []any) (pgx.Rows, error) {
-	ctx, stay := p.forward(ctx, "query", why)
-	rows, err := p.primary.Query(ctx, sql, args...)
-	if err != nil {
-		stay.end(err)
-		return rows, err
-	}
-	if stay == (forwarding{}) {
-		return rows, nil
-	}
-	return &forwardedRows{Rows: rows, stay: stay}, nil
-}
-
-// forwardQueryRow runs a statement with one row on the primary.
-func (p *Pool) forwardQueryRow(ctx context.Context, why reason, sql string, args []any) pgx.Row {
-	ctx, stay := p.forward(ctx, "query", why)
-	row := p.primary.QueryRow(ctx, sql, args...)
-	if stay == (forwarding{}) {
-		return row
-	}
-	return &forwardedRow{Row: row, stay: stay}
-}
-
-// forwardedRow is the row of a statement on the primary.
-type forwardedRow struct {
-	pgx.Row
-	stay forwarding // ends with the row
-}
-
-func (r *forwardedRow) Scan(dest ...any) (err error) {
-	defer func() {
-		failure := err
-		if errors.Is(err, pgx.ErrNoRows) {
-			failure = nil // an answer like any other
-		}
-		r.stay.end(failure)
-		r.stay = forwarding{}
-	}()
-	return r.Row.Scan(dest...)
-}
-
-// forwardBatch sends a batch to the primary.
-func (p *Pool) forwardBatch(ctx context.Context, why reason, b *pgx.Batch) pgx.BatchResults {
-	ctx, stay := p.forward(ctx, "batch", why)
-	results := p.primary.SendBatch(ctx, b)
-	if stay == (forwarding{}) {
-		return results
-	}
-	return &forwardedBatch{BatchResults: results, stay: stay}
-}
-
-// forwardBegin starts a transaction on the primary.
-func (p *Pool) forwardBegin(ctx context.Context, why reason, options pgx.TxOptions) (tx pgx.Tx, err error) {
-	ctx, stay := p.forward(ctx, "begin", why)
-	defer func() { stay.end(err) }()
-
-	return p.primary.BeginTx(ctx, options)
-}
-
-// forwardCopy copies rows to the primary.
-func (p *Pool) forwardCopy(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (n int64, err error) {
-	ctx, stay := p.forward(ctx, "copy", becauseWrite)
-	defer func() { stay.end(err) }()
-
-	return p.primary.CopyFrom(ctx, table, columns, source)
-}
-
-// forwarding is a statement that runs on the primary. The zero value needs no end.
-type forwarding struct {
-	span span
-	slot chan struct{} // that it has a place in, or nil
-}
-
-// forward begins what end ends. Reads that no replica can serve come many at once, when replay stalls. Half of the
-// primary's connections are theirs, so that they keep no write waiting; but none waits for its turn longer than for a
-// replica, as the reads ahead of it may be waiting for it in turn.
-func (p *Pool) forward(ctx context.Context, operation string, why reason) (context.Context, forwarding) {
-	ctx, span := p.telemetry.forward(ctx, operation, why)
-	stay := forwarding{span: span}
-	if why != becauseLag && why != becauseUnreachable {
-		return ctx, stay
-	}
-
-	select {
-	case p.stranded <- struct{}{}:
-		stay.slot = p.stranded
-		return ctx, stay
-	default:
-	}
-	timer := time.NewTimer(p.patience())
-	defer timer.Stop()
-	select {
-	case p.stranded <- struct{}{}:
-		stay.slot = p.stranded
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return ctx, stay
-}
-
-func (f forwarding) end(err error) {
-	f.span.end(err)
-	if f.slot != nil {
-		<-f.slot
-	}
-}
-
-// forwardedRows are the rows of a statement on the primary.
-type forwardedRows struct {
-	pgx.Rows
-	stay forwarding // ends with the rows
-}
-
-func (r *forwardedRows) Next() bool {
-	if r.Rows.Next() {
-		return true
-	}
-	r.finish()
-	return false
-}
-
-func (r *forwardedRows) Close() {
-	r.Rows.Close()
-	r.finish()
-}
-
-func (r *forwardedRows) Scan(dest ...any) error {
-	err := r.Rows.Scan(dest...)
-	if err != nil {
-		r.Close()
-	}
-	return err
-}
-
-func (r *forwardedRows) Values() ([]any, error) {
-	values, err := r.Rows.Values()
-	if err != nil {
-		r.Close()
-	}
-	return values, err
-}
-
-func (r *forwardedRows) finish() {
-	r.stay.end(r.Rows.Err())
-	r.stay = forwarding{}
-}
-
-// forwardedBatch are the results of a batch on the primary.
-type forwardedBatch struct {
-	pgx.BatchResults
-	stay forwarding // ends with the results
-}
-
-func (b *forwardedBatch) Close() error {
-	err := b.BatchResults.Close()
-	b.stay.end(err)
-	b.stay = forwarding{}
-	return err
-}
-
-// learn asks the primary for the position of a session's last write.
-func (p *Pool) learn(ctx context.Context, session *Session) (sessionState, error) {
-	conn, err := p.primary.Acquire(ctx)
-	if err != nil {
-		return sessionState{}, err
-	}
-	defer conn.Release()
-
-	forwarder := primaryConnOf(conn.Conn()).forwarder
-	// A connection that breaks behind the statement has the words for that only the next time.
-	for range 2 {
-		q := &question{pool: &p.session, sessions: []*Session{session}, position: true, writes: true}
-		forwarder.announce(q, false)
-		err = conn.Conn().PgConn().ExecParams(ctx, "select", nil, nil, nil, nil).Read().Err
-		forwarder.conclude()
-		if q.answered {
-			return session.load(), nil
-		}
-		if err != nil {
-			return sessionState{}, err
-		}
-	}
-	return sessionState{}, errors.New("flyregion: the primary did not tell its position")
-}
-
-// awaitWrite makes a write wait for the replica, where the config wants that. The write has succeeded, and is no error
-// if the replica does not show it in time.
-func (p *Pool) awaitWrite(ctx context.Context) {
-	if !p.config.AwaitWrites {
-		return
-	}
-	_ = p.replicas.list[0].tracker.wait(ctx, p.session.load().position, 0, p.config.MaxReplicaWait)
-}
-
-// measured takes a round trip to the primary into account, as a new connection measures it.
-func (p *Pool) measured(d time.Duration) {
-	if old := time.Duration(p.roundTrip.Load()); old > 0 && d > old {
-		d = (3*old + d) / 4
-	}
-	p.roundTrip.Store(int64(d))
-}
-
-// measuredAtMost takes into account that a round trip to the primary is no longer than d, in which a statement ran too.
-func (p *Pool) measuredAtMost(d time.Duration) {
-	if int64(d) < p.roundTrip.Load() {
-		p.roundTrip.Store(int64(d))
-	}
-}
-
-// openPrimary makes the primary's pool from its configuration.
-func (p *Pool) openPrimary(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
-	ours := &Tracer{pool: p}
+// open makes the primary's pool from its configuration.
+func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) {
+	ours := &Tracer{primary: p}
 	if theirs := config.ConnConfig.Tracer; theirs != nil {
 		config.ConnConfig.Tracer = multitracer.New(theirs, ours)
 	} else {
@@ -267,12 +71,13 @@ func (p *Pool) openPrimary(ctx context.Context, config *pgxpool.Config) (*pgxpoo
 			return afterConnect(ctx, conn)
 		}
 	}
-	return pgxpool.NewWithConfig(ctx, config)
+	p.pool, err = pgxpool.NewWithConfig(ctx, config)
+	return err
 }
 
 // attach makes the one connection that config is for carry a forwarder, and checks that its server can be written to, so
 // that a failover never leaves the pool writing to a server that was demoted.
-func (p *Pool) attach(config *pgx.ConnConfig) {
+func (p *primary) attach(config *pgx.ConnConfig) {
 	// pgx tries one host after the other, each with a frontend of its own.
 	var f *forwarder
 
@@ -300,12 +105,88 @@ func (p *Pool) attach(config *pgx.ConnConfig) {
 			return pgconn.ErrReadOnlyConnection
 		}
 		p.measured(time.Since(began))
-		for _, r := range p.replicas.list {
-			r.tracker.setTimeline(report.timeline)
-		}
-		p.origin.Store(int64(report.server))
+		p.connected(report)
+		p.server.Store(int64(report.server))
 		f.open(report.server)
 		conn.CustomData()[customDataKey] = &primaryConn{forwarder: f}
 		return nil
+	}
+}
+
+// measured takes a round trip into account, as a new connection measures it.
+func (p *primary) measured(d time.Duration) {
+	if old := time.Duration(p.roundTrip.Load()); old > 0 && d > old {
+		d = (3*old + d) / 4
+	}
+	p.roundTrip.Store(int64(d))
+}
+
+// measuredAtMost takes into account that a round trip is no longer than d, in which a statement ran too.
+func (p *primary) measuredAtMost(d time.Duration) {
+	if int64(d) < p.roundTrip.Load() {
+		p.roundTrip.Store(int64(d))
+	}
+}
+
+// waitLimit is how long a read waits for a replica: what it would take to ask the primary instead.
+func (p *primary) waitLimit() time.Duration {
+	return min(max(time.Duration(p.roundTrip.Load()), p.config.MinReplicaWait), p.config.MaxReplicaWait)
+}
+
+// covers reports whether a session's position says all that must be known of its writes: the position of each is known,
+// and is in the log of the primary of today.
+func (p *primary) covers(state sessionState) bool {
+	return state.unknown == 0 && (state.position == 0 || int64(state.origin) == p.server.Load())
+}
+
+// position asks the primary for the position of a session's last write.
+func (p *primary) position(ctx context.Context, session *Session) (sessionState, error) {
+	conn, err := p.pool.Acquire(ctx)
+	if err != nil {
+		return sessionState{}, err
+	}
+	defer conn.Release()
+
+	forwarder := primaryConnOf(conn.Conn()).forwarder
+	// A connection that breaks behind the statement says so only the next time.
+	for range 2 {
+		q := &question{pool: &p.session, sessions: []*Session{session}, position: true, writes: true}
+		forwarder.announce(q, false)
+		err = conn.Conn().PgConn().ExecParams(ctx, "select", nil, nil, nil, nil).Read().Err
+		forwarder.conclude()
+		if q.answered {
+			return session.load(), nil
+		}
+		if err != nil {
+			return sessionState{}, err
+		}
+	}
+	return sessionState{}, errors.New("flyregion: the primary did not tell its position")
+}
+
+// flushed asks how far the log is flushed. It returns 0 if the primary does not answer.
+func (p *primary) flushed(ctx context.Context) LSN {
+	conn, err := p.pool.Acquire(ctx)
+	if err != nil {
+		return 0
+	}
+	defer conn.Release()
+
+	forwarder := primaryConnOf(conn.Conn()).forwarder
+	forwarder.announce(nil, false)
+	defer forwarder.conclude()
+	row, err := oneRow(ctx, conn.Conn().PgConn(), positionSQL)
+	if err != nil {
+		return 0
+	}
+	flushed, _ := ParseLSN(string(row[0]))
+	return flushed
+}
+
+// awaitWrite makes a write wait for the replica, where the config wants that. The write has succeeded, and is no error
+// if the replica does not show it in time.
+func (p *primary) awaitWrite(ctx context.Context) {
+	if p.awaitReplay != nil {
+		p.awaitReplay(ctx, p.session.load().position)
 	}
 }

@@ -208,7 +208,7 @@ func TestLearning(t *testing.T) {
 		if strings.Contains(c.first, "$1") {
 			args = []any{1}
 		}
-		if r := pool.route(ctx, c.first, args); r.to != targetReplica {
+		if r := pool.router.route(ctx, c.first, args); r.to != targetReplica {
 			t.Errorf("at first it goes to the %s: %s", r.to, c.first)
 		}
 		if _, err := pool.Exec(ctx, c.first, args...); sqlState(err) != c.code {
@@ -218,10 +218,10 @@ func TestLearning(t *testing.T) {
 		if c.learned {
 			want = route{to: targetPrimary, why: becauseRefused}
 		}
-		if r := pool.route(ctx, c.second, nil); r != want {
+		if r := pool.router.route(ctx, c.second, nil); r != want {
 			t.Errorf("then it goes to the %s, %s: %s", r.to, r.why, c.second)
 		}
-		if r := pool.routeBatch(ctx, batchOf("select 1", c.second)); r != want {
+		if r := pool.router.routeBatch(ctx, batchOf("select 1", c.second)); r != want {
 			t.Errorf("then a batch goes to the %s, %s: %s", r.to, r.why, c.second)
 		}
 	}

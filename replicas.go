@@ -230,9 +230,10 @@ func (r *replica) close() {
 	r.pool.Close()
 }
 
-// addReplica makes a replica's pool and tracker from its configuration.
-func (p *Pool) addReplica(ctx context.Context, region string, config *pgxpool.Config) (err error) {
-	r := &replica{region: region, limit: p.config.MaxReplicaWait}
+// newReplica makes a replica's pool and tracker from its configuration. limit bounds how long a read may be held up by
+// connecting.
+func newReplica(ctx context.Context, region string, config *pgxpool.Config, limit time.Duration) (_ *replica, err error) {
+	r := &replica{region: region, limit: limit}
 
 	// A standby refuses writes by itself. The session refuses them also when the standby is promoted, so that a read
 	// that was lost with its connection has done nothing and can run again.
@@ -299,9 +300,8 @@ func (p *Pool) addReplica(ctx context.Context, region string, config *pgxpool.Co
 
 	if r.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		r.tracker.close()
-		return err
+		return nil, err
 	}
 	r.db = stdlib.GetPoolConnector(r.pool, stdlib.OptionResetSession(neverReset))
-	p.replicas.list = append(p.replicas.list, r)
-	return nil
+	return r, nil
 }

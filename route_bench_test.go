@@ -20,14 +20,14 @@ func BenchmarkRoute(b *testing.B) {
 		prepare func(*Pool)
 	}{
 		{"new", func(*Pool) {}},
-		{"with functions", func(p *Pool) { p.facts = factsOf(&Config{Functions: map[string]Access{"enqueue": Write}}) }},
-		{"after a refusal", func(p *Pool) { p.refused.add("select enqueue($1)") }},
+		{"with functions", func(p *Pool) { p.router.texts.facts = factsOf(&Config{Functions: map[string]Access{"enqueue": Write}}) }},
+		{"after a refusal", func(p *Pool) { p.router.refused.add("select enqueue($1)") }},
 	} {
 		c.prepare(pool)
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				pool.route(ctx, benchmarkShortQuery, nil)
+				pool.router.route(ctx, benchmarkShortQuery, nil)
 			}
 		})
 	}
@@ -53,7 +53,7 @@ func BenchmarkRoutingShare(b *testing.B) {
 	var raw *pgxpool.Pool = pool.Replica()
 	queryRaw := func() (err error) { return raw.QueryRow(ctx, sql).Scan(new(int)) }
 	queryPool := func() (err error) { return pool.QueryRow(ctx, sql).Scan(new(int)) }
-	route := func() error { pool.route(ctx, sql, nil); return nil }
+	route := func() error { pool.router.route(ctx, sql, nil); return nil }
 	one(queryRaw)
 	one(queryPool)
 

@@ -1,8 +1,9 @@
 package flyregion
 
 import (
-	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -10,78 +11,46 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// replicaRows are the rows of a read on a replica. Until the first of them is delivered the read may still move to the
-// primary, unseen.
+// replicaRows are the rows of a read on a replica. The first row has arrived, or there is none: the read stays on the
+// replica. Until Next or Close is called that is not told, as pgx's rows know no more then than that the query was sent.
 type replicaRows struct {
-	pgx.Rows // of whichever server answers
-
-	pool    *Pool
-	replica *replica
-	conn    *pgxpool.Conn // nil once it was released
-	settled bool          // a row was delivered, or the read has moved
-
-	route route
-	ctx   context.Context
+	pgx.Rows
+	replicaRead[*pgxpool.Conn]
 	sql   string
-	args  []any
-}
-
-// start sends the statement.
-func (rows *replicaRows) start() error {
-	var err error
-	rows.Rows, err = rows.conn.Query(rows.ctx, rows.sql, rows.args...)
-	if err == nil {
-		return nil
-	}
-	if moved, err := rows.move(err); moved {
-		return err
-	}
-	return err
-}
-
-// move runs the statement on the primary if err allows it. It gives the replica's connection back in either case.
-func (rows *replicaRows) move(err error) (moved bool, _ error) {
-	rows.settled = true
-	why := rows.pool.rerun(rows.ctx, &rows.route, rows.conn.Conn(), rows.sql, err)
-	rows.release()
-	if why == "" {
-		return false, err
-	}
-	rows.Rows, err = rows.pool.forwardQuery(rows.ctx, why, rows.sql, rows.args)
-	return true, err
-}
-
-func (rows *replicaRows) release() {
-	if rows.conn != nil {
-		rows.replica.release(rows.conn)
-		rows.conn = nil
-	}
-}
-
-// ended is called when the replica's rows are closed. It reports whether the primary has begun to answer instead.
-func (rows *replicaRows) ended() (moved bool) {
-	if err := rows.Rows.Err(); err != nil && !rows.settled {
-		moved, _ = rows.move(err)
-		return moved
-	}
-	rows.settled = true
-	rows.release()
-	return false
+	first bool // the first row has arrived
+	begun bool // Next or Close has been called
 }
 
 func (rows *replicaRows) Next() bool {
+	if !rows.begun {
+		rows.begun = true
+		return rows.first
+	}
 	if rows.Rows.Next() {
-		rows.settled = true
 		return true
 	}
-	return rows.ended() && rows.Rows.Next()
+	rows.end()
+	return false
 }
 
 func (rows *replicaRows) Close() {
+	rows.begun = true
 	rows.Rows.Close()
-	if rows.ended() {
-		rows.Rows.Close()
+	rows.end()
+}
+
+func (rows *replicaRows) Err() error {
+	if !rows.begun {
+		return nil
 	}
+	return rows.Rows.Err()
+}
+
+func (rows *replicaRows) CommandTag() pgconn.CommandTag {
+	if !rows.begun {
+		return pgconn.CommandTag{}
+	}
+	return rows.Rows.CommandTag()
 }
 
 func (rows *replicaRows) Scan(dest ...any) error {
@@ -100,7 +69,156 @@ func (rows *replicaRows) Values() ([]any, error) {
 	return values, err
 }
 
-// row is the pgx.Row of a pool with replicas.
+// end gives the connection back when the rows are closed. A write that the replica refused behind the first row cannot
+// move, but its next run begins on the primary.
+func (rows *replicaRows) end() {
+	if rows.conn == nil {
+		return
+	}
+	if err := rows.Rows.Err(); err != nil {
+		rows.reads.router.remember(rows.sql, err)
+	}
+	rows.release()
+}
+
+// replicaRow is the row of a QueryRow that a replica has answered to the end. The row is a copy: the connection's buffer
+// did not last until the end was read.
+type replicaRow struct {
+	replicaRead[*pgxpool.Conn]
+	err    error // of the query, which may have failed behind its first row
+	types  *pgtype.Map
+	fields []pgconn.FieldDescription
+	values [][]byte // nil if there is no row
+
+	valuesRoom [4][]byte // what values and its elements begin in
+	bytesRoom  [64]byte
+}
+
+// read reads the answer of a query to its end.
+func (r *replicaRow) read(conn *pgx.Conn, rows pgx.Rows, err error) error {
+	if err != nil {
+		return err
+	}
+	if rows.Next() {
+		r.types, r.fields = conn.TypeMap(), rows.FieldDescriptions()
+		r.copy(rows.RawValues())
+	}
+	rows.Close()
+	if err = rows.Err(); err != nil && r.values != nil {
+		// The connection is given back before the row is scanned.
+		r.types, r.fields = r.types.Copy(), slices.Clone(r.fields)
+	}
+	return err
+}
+
+func (r *replicaRow) copy(values [][]byte) {
+	size := 0
+	for _, v := range values {
+		size += len(v)
+	}
+	buf := r.bytesRoom[:0]
+	if size > len(r.bytesRoom) {
+		buf = make([]byte, 0, size)
+	}
+	r.values = r.valuesRoom[:0]
+	for _, v := range values {
+		if v == nil {
+			r.values = append(r.values, nil)
+			continue
+		}
+		from := len(buf)
+		buf = append(buf, v...)
+		r.values = append(r.values, buf[from:len(buf):len(buf)])
+	}
+}
+
+// Scan does what the Scan of pgx's own row does.
+func (r *replicaRow) Scan(dest ...any) error {
+	if r.err != nil && r.values == nil {
+		return r.err
+	}
+	defer r.release()
+
+	if err := checkRowScan(dest); err != nil {
+		return err
+	}
+	if r.values == nil {
+		return pgx.ErrNoRows
+	}
+	if err := (*scannedRow)(r).Scan(dest...); err != nil {
+		return err
+	}
+	return r.err
+}
+
+// checkRowScan refuses what the Scan of pgx's own row refuses.
+func checkRowScan(dest []any) error {
+	for _, d := range dest {
+		if _, ok := d.(*pgtype.DriverBytes); ok {
+			return fmt.Errorf("cannot scan into *pgtype.DriverBytes from QueryRow")
+		}
+	}
+	return nil
+}
+
+// scannedRow is the one row of a replicaRow as a [pgx.RowScanner] gets it.
+type scannedRow replicaRow
+
+func (r *scannedRow) Close()                                       {}
+func (r *scannedRow) Err() error                                   { return r.err }
+func (r *scannedRow) CommandTag() pgconn.CommandTag                { return pgconn.CommandTag{} }
+func (r *scannedRow) FieldDescriptions() []pgconn.FieldDescription { return r.fields }
+func (r *scannedRow) Next() bool                                   { return false }
+func (r *scannedRow) RawValues() [][]byte                          { return r.values }
+func (r *scannedRow) TypeMap() *pgtype.Map                         { return r.types }
+
+func (r *scannedRow) Conn() *pgx.Conn {
+	if r.conn == nil {
+		return nil
+	}
+	return r.conn.Conn()
+}
+
+func (r *scannedRow) Scan(dest ...any) error {
+	if len(dest) == 1 && len(r.fields) == len(r.values) {
+		if scanner, ok := dest[0].(pgx.RowScanner); ok {
+			return scanner.ScanRow(r)
+		}
+	}
+	return pgx.ScanRow(r.types, r.fields, r.values, dest...)
+}
+
+func (r *scannedRow) Values() ([]any, error) {
+	values := make([]any, 0, len(r.values))
+	for i, v := range r.values {
+		value, err := decoded(r.types, &r.fields[i], v)
+		if err != nil {
+			r.err = err
+			return nil, err
+		}
+		values = append(values, value)
+	}
+	return values, nil
+}
+
+// decoded returns the value of a column as the Values of pgx's rows does.
+func decoded(types *pgtype.Map, field *pgconn.FieldDescription, value []byte) (any, error) {
+	if value == nil {
+		return nil, nil
+	}
+	if t, ok := types.TypeForOID(field.DataTypeOID); ok {
+		return t.Codec.DecodeValue(types, field.DataTypeOID, field.Format, value)
+	}
+	switch field.Format {
+	case pgx.TextFormatCode:
+		return string(value), nil
+	case pgx.BinaryFormatCode:
+		return append([]byte{}, value...), nil
+	}
+	return nil, errors.New("unknown format code")
+}
+
+// row is the pgx.Row of rows that stand for one.
 type row struct{ rows pgx.Rows }
 
 // Scan does what the Scan of pgx's own row does.
@@ -109,26 +227,10 @@ func (r *row) Scan(dest ...any) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	panicked := true
-	defer func() {
-		if replica, ok := rows.(*replicaRows); ok && panicked {
-			// As pgxpool does: the pool closes a connection that has rows left to read.
-			replica.release()
-			return
-		}
-		rows.Close()
-	}()
+	defer rows.Close()
 
-	err := scanRow(rows, dest)
-	panicked = false
-	return err
-}
-
-func scanRow(rows pgx.Rows, dest []any) error {
-	for _, d := range dest {
-		if _, ok := d.(*pgtype.DriverBytes); ok {
-			return fmt.Errorf("cannot scan into *pgtype.DriverBytes from QueryRow")
-		}
+	if err := checkRowScan(dest); err != nil {
+		return err
 	}
 	if !rows.Next() {
 		if rows.Err() == nil {
@@ -138,24 +240,8 @@ func scanRow(rows pgx.Rows, dest []any) error {
 	}
 	// Its error is that of the rows.
 	_ = rows.Scan(dest...)
-	if replica, ok := rows.(*replicaRows); ok && replica.again() {
-		return scanRow(replica.Rows, dest)
-	}
 	rows.Close()
 	return rows.Err()
-}
-
-// again reads what is left behind a row that was scanned without an error. If the replica fails there, the caller of
-// QueryRow has not been given the row yet, and the read may still move: it reports whether it has.
-func (rows *replicaRows) again() (moved bool) {
-	if rows.conn == nil {
-		return false
-	}
-	rows.Rows.Close()
-	if err := rows.Rows.Err(); err != nil {
-		moved, _ = rows.move(err)
-	}
-	return moved
 }
 
 // failedRows are the rows of a query that was not sent.
@@ -171,31 +257,3 @@ func (r *failedRows) Values() ([]any, error)                     { return nil, r
 func (*failedRows) RawValues() [][]byte                          { return nil }
 func (*failedRows) Conn() *pgx.Conn                              { return nil }
 func (*failedRows) TypeMap() *pgtype.Map                         { return nil }
-
-// replicaTx is a read-only transaction on a replica.
-type replicaTx struct {
-	pgx.Tx
-	replica *replica
-	conn    *pgxpool.Conn // nil once it was released
-}
-
-// Commit commits the transaction and gives its connection back.
-func (tx *replicaTx) Commit(ctx context.Context) error {
-	err := tx.Tx.Commit(ctx)
-	tx.release()
-	return err
-}
-
-// Rollback rolls the transaction back and gives its connection back.
-func (tx *replicaTx) Rollback(ctx context.Context) error {
-	err := tx.Tx.Rollback(ctx)
-	tx.release()
-	return err
-}
-
-func (tx *replicaTx) release() {
-	if tx.conn != nil {
-		tx.replica.release(tx.conn)
-		tx.conn = nil
-	}
-}

@@ -24,11 +24,12 @@ import (
 // pool. Without a replica it is what [stdlib.OpenDBFromPool] returns.
 func OpenDB(pool *Pool) *sql.DB {
 	if pool.replicas == nil {
-		return stdlib.OpenDBFromPool(pool.primary)
+		return stdlib.OpenDBFromPool(pool.primary.pool)
 	}
 	db := sql.OpenDB(&sqlConnector{
-		pool:    pool,
-		primary: stdlib.GetPoolConnector(pool.primary, stdlib.OptionResetSession(keepForPrimary)),
+		router:  pool.router,
+		reads:   pool.reads,
+		primary: stdlib.GetPoolConnector(pool.primary.pool, stdlib.OptionResetSession(keepForPrimary)),
 	})
 	db.SetMaxIdleConns(0)
 	return db
@@ -47,7 +48,8 @@ func keepForPrimary(ctx context.Context, _ *pgx.Conn) error {
 func neverReset(context.Context, *pgx.Conn) error { return driver.ErrBadConn }
 
 type sqlConnector struct {
-	pool    *Pool
+	router  *router
+	reads   *reads
 	primary driver.Connector
 }
 
@@ -57,10 +59,10 @@ func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	r := route{intent: intentOf(ctx), why: becauseAsked}
 	switch r.to = r.target; r.to {
 	case targetPrimary:
-		c.pool.telemetry.sent(ctx, targetPrimary, becauseAsked)
+		c.reads.telemetry.sent(ctx, targetPrimary, becauseAsked)
 		return c.primary.Connect(ctx)
 	case targetReplica:
-		rep, conn, err := lendReplica(ctx, c.pool, &r, sqlConns)
+		rep, conn, err := acquireReplica(ctx, c.reads, &r, sqlConns)
 		if err != nil {
 			return nil, err
 		}
@@ -68,14 +70,15 @@ func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		rep.used.Add(-1)
 		return conn, nil
 	}
-	return &sqlConn{pool: c.pool}, ctx.Err()
+	return &sqlConn{router: c.router, reads: c.reads}, ctx.Err()
 }
 
 func (c *sqlConnector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
 
 // sqlConn is a driver.Conn whose statements run where they belong.
 type sqlConn struct {
-	pool    *Pool
+	router  *router
+	reads   *reads
 	session *stdlib.Conn // on the primary; nil until something runs there
 	tx      *stdlib.Conn // that a transaction is open on, or nil
 	pinned  bool         // the session may have settings or tables of its own, which no replica has
@@ -109,7 +112,7 @@ func (c *sqlConn) Conn() *pgx.Conn {
 // primary returns the session on the primary.
 func (c *sqlConn) primary(ctx context.Context) (*stdlib.Conn, error) {
 	if c.session == nil {
-		session, err := stdlib.GetPoolConnector(c.pool.primary).Connect(ctx)
+		session, err := stdlib.GetPoolConnector(c.reads.primary.pool).Connect(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -124,9 +127,9 @@ func (c *sqlConn) route(ctx context.Context, query string, args []driver.NamedVa
 	for i := range args {
 		values[i] = args[i].Value
 	}
-	r := c.pool.route(ctx, query, values)
+	r := c.router.route(ctx, query, values)
 	if r.to == targetPrimary {
-		s := c.pool.inspect(query)
+		s := c.router.texts.inspect(query)
 		c.pinned = c.pinned || s.Settings || s.Temporary
 	}
 	if r.to == targetReplica && (c.pinned || c.inBlock()) {
@@ -169,19 +172,19 @@ func (c *sqlReplica) Close() error {
 
 // replica returns a connection to a replica that can serve the route, nil if the primary is to.
 func (c *sqlConn) replica(ctx context.Context, r *route) (*sqlReplica, error) {
-	rep, conn, err := lendReplica(ctx, c.pool, r, sqlConns)
+	rep, conn, err := acquireReplica(ctx, c.reads, r, sqlConns)
 	if conn == nil {
 		return nil, err
 	}
 	return &sqlReplica{conn, rep}, nil
 }
 
-// rerun is Pool.rerun for an error that stdlib may have turned into driver.ErrBadConn, which means that nothing was sent.
-func (c *sqlConn) rerun(ctx context.Context, r *route, conn *sqlReplica, query string, err error) reason {
+// moves is router.moves for an error that stdlib may have turned into driver.ErrBadConn, which means that nothing was sent.
+func (c *sqlConn) moves(ctx context.Context, r *route, conn *sqlReplica, query string, err error) reason {
 	if errors.Is(err, driver.ErrBadConn) && ctx.Err() == nil && r.target != targetReplica {
 		return becauseLost
 	}
-	return c.pool.rerun(ctx, r, conn.Conn.Conn(), query, err)
+	return c.router.moves(ctx, r, conn.Conn.Conn(), query, err)
 }
 
 func (c *sqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -198,7 +201,7 @@ func (c *sqlConn) ExecContext(ctx context.Context, query string, args []driver.N
 			result, err := conn.ExecContext(ctx, query, args)
 			why := reason("")
 			if err != nil {
-				why = c.rerun(ctx, &r, conn, query, err)
+				why = c.moves(ctx, &r, conn, query, err)
 			}
 			_ = conn.Close()
 			if why == "" {
@@ -212,7 +215,7 @@ func (c *sqlConn) ExecContext(ctx context.Context, query string, args []driver.N
 	if err != nil {
 		return nil, err
 	}
-	ctx, span := c.pool.telemetry.forward(ctx, "exec", r.why)
+	ctx, span := c.reads.telemetry.forward(ctx, "exec", r.why)
 	result, err := session.ExecContext(ctx, query, args)
 	span.end(err)
 	return result, err
@@ -233,7 +236,7 @@ func (c *sqlConn) QueryContext(ctx context.Context, query string, args []driver.
 			if err == nil {
 				return &sqlRows{Rows: rows.(*stdlib.Rows), conn: conn}, nil
 			}
-			why := c.rerun(ctx, &r, conn, query, err)
+			why := c.moves(ctx, &r, conn, query, err)
 			_ = conn.Close()
 			if why == "" {
 				return nil, err
@@ -246,7 +249,7 @@ func (c *sqlConn) QueryContext(ctx context.Context, query string, args []driver.
 	if err != nil {
 		return nil, err
 	}
-	ctx, span := c.pool.telemetry.forward(ctx, "query", r.why)
+	ctx, span := c.reads.telemetry.forward(ctx, "query", r.why)
 	rows, err := session.QueryContext(ctx, query, args)
 	span.end(err)
 	return rows, err
@@ -284,7 +287,7 @@ func (c *sqlConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver
 				c.tx = conn.Conn
 				return &sqlTx{Tx: tx, conn: c, replica: conn}, nil
 			}
-			why := c.rerun(ctx, &r, conn, "", err)
+			why := c.moves(ctx, &r, conn, "", err)
 			_ = conn.Close()
 			if why == "" {
 				return nil, err
@@ -297,7 +300,7 @@ func (c *sqlConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver
 	if err != nil {
 		return nil, err
 	}
-	ctx, span := c.pool.telemetry.forward(ctx, "begin", r.why)
+	ctx, span := c.reads.telemetry.forward(ctx, "begin", r.why)
 	tx, err := session.BeginTx(ctx, options)
 	span.end(err)
 	if err != nil {
@@ -364,7 +367,7 @@ func (c *sqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt
 				_ = conn.Close()
 				return &sqlStmt{conn: c, query: query, inputs: inputs}, nil
 			}
-			why := c.rerun(ctx, &r, conn, query, err)
+			why := c.moves(ctx, &r, conn, query, err)
 			_ = conn.Close()
 			if why == "" {
 				return nil, err

@@ -18,17 +18,6 @@ type regionStat struct {
 	stat   *pgxpool.Stat
 }
 
-// Stat returns a snapshot of the pool's statistics.
-func (p *Pool) Stat() *Stat {
-	s := &Stat{primary: p.primary.Stat()}
-	if p.replicas != nil {
-		for _, r := range p.replicas.list {
-			s.replicas = append(s.replicas, regionStat{r.region, r.pool.Stat()})
-		}
-	}
-	return s
-}
-
 // Primary returns the statistics of the primary's pool.
 func (s *Stat) Primary() *pgxpool.Stat { return s.primary }
 

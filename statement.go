@@ -1,6 +1,9 @@
 package flyregion
 
-import "github.com/flyregion/flyregion/internal/sqltext"
+import (
+	"github.com/flyregion/flyregion/internal/sqltext"
+	"github.com/jackc/pgx/v5"
+)
 
 // Access is what one SQL text may do to the database.
 type Access uint8
@@ -41,4 +44,50 @@ func factsOf(c *Config) sqltext.Facts {
 		functions[name] = sqltext.Access(access)
 	}
 	return sqltext.Facts{Functions: functions}
+}
+
+// texts knows what the app's statements do, from their texts.
+type texts struct {
+	facts    sqltext.Facts
+	prepared preparedNames
+}
+
+// inspect looks at a text, or at the one that the name of a prepared statement stands for.
+func (t *texts) inspect(sql string) sqltext.Statement {
+	s := sqltext.Inspect(sql, t.facts)
+	if s.Access == sqltext.Write {
+		if text := t.prepared.text(sql); text != "" {
+			return sqltext.Inspect(text, t.facts)
+		}
+	}
+	return s
+}
+
+// inspectBatch is inspect for the texts of a batch as if they were one.
+func (t *texts) inspectBatch(b *pgx.Batch) sqltext.Statement {
+	s := sqltext.Statement{Access: sqltext.Read, TxControl: len(b.QueuedQueries) > 0}
+	for i, q := range b.QueuedQueries {
+		one := t.inspect(q.SQL)
+		if rewritten(q.Arguments) {
+			one.Access = sqltext.Write
+		}
+		if one.Access == sqltext.Write {
+			s.Access = sqltext.Write
+		}
+		if i == 0 {
+			s.Begins = one.Begins
+		}
+		s.Hint = max(s.Hint, one.Hint)
+		s.Several = s.Several || one.Several || i > 0
+		s.TxControl = s.TxControl && one.TxControl
+		s.Ends = s.Ends || one.Ends
+		if one.TxControl {
+			s.LeavesOpen = one.LeavesOpen
+		}
+		s.HasShow = s.HasShow || one.HasShow
+		s.OtherCommand = s.OtherCommand || one.OtherCommand
+		s.Settings = s.Settings || one.Settings
+		s.CopiesIn = s.CopiesIn || one.CopiesIn
+	}
+	return s
 }

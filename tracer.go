@@ -43,7 +43,7 @@ func primaryConnOf(conn *pgx.Conn) *primaryConn {
 // Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer] and [pgx.PrepareTracer]. It is made by
 // the pool; the zero value does nothing.
 type Tracer struct {
-	pool *Pool
+	primary *primary
 }
 
 var (
@@ -55,10 +55,10 @@ var (
 
 // TraceQueryStart is called by pgx before Exec, Query and QueryRow.
 func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	if t.pool == nil {
+	if t.primary == nil {
 		return ctx
 	}
-	s := t.pool.inspect(data.SQL)
+	s := t.primary.texts.inspect(data.SQL)
 	if rewritten(data.Args) {
 		s.Access = sqltext.Write
 	}
@@ -73,8 +73,8 @@ func (t *Tracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, data pgx.Tra
 
 // TraceBatchStart is called by pgx before SendBatch.
 func (t *Tracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	if t.pool != nil {
-		t.start(ctx, conn, t.pool.inspectBatch(data.Batch), false)
+	if t.primary != nil {
+		t.start(ctx, conn, t.primary.texts.inspectBatch(data.Batch), false)
 	}
 	return ctx
 }
@@ -100,8 +100,8 @@ func (t *Tracer) TraceCopyFromEnd(ctx context.Context, conn *pgx.Conn, data pgx.
 
 // TracePrepareStart is called by pgx before Prepare, also when pgx prepares on its own.
 func (t *Tracer) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
-	if c := primaryConnOf(conn); c != nil && c.greeting && t.pool != nil && data.Name != data.SQL {
-		t.pool.prepared.add(data.Name, data.SQL)
+	if c := primaryConnOf(conn); c != nil && c.greeting && t.primary != nil && data.Name != data.SQL {
+		t.primary.texts.prepared.add(data.Name, data.SQL)
 	}
 	return ctx
 }
@@ -112,7 +112,7 @@ func (t *Tracer) TracePrepareEnd(context.Context, *pgx.Conn, pgx.TracePrepareEnd
 // start has the questions asked that tell what is about to be written.
 func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s sqltext.Statement, copied bool) {
 	c := primaryConnOf(conn)
-	if c == nil || t.pool == nil {
+	if c == nil || t.primary == nil {
 		return
 	}
 	if c.forwarder.takeRaw() {
@@ -130,7 +130,7 @@ func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s sqltext.Statement,
 func (t *Tracer) ask(c *primaryConn, copied bool) *question {
 	s := c.current
 	q := &question{
-		pool:     &t.pool.session,
+		pool:     &t.primary.session,
 		sessions: c.sessions,
 		ends:     s.Ends,
 		async:    c.async || s.Settings,
@@ -156,8 +156,8 @@ func (t *Tracer) ask(c *primaryConn, copied bool) *question {
 	default:
 		q.position = true
 		q.known = s.Access == sqltext.Write
-		q.writes = s.Access == sqltext.Write || t.pool.unsure(t.pool.session.load()) ||
-			slices.ContainsFunc(c.sessions, func(s *Session) bool { return t.pool.unsure(s.load()) })
+		q.writes = s.Access == sqltext.Write || !t.primary.covers(t.primary.session.load()) ||
+			slices.ContainsFunc(c.sessions, func(s *Session) bool { return !t.primary.covers(s.load()) })
 	}
 	return q
 }
@@ -165,7 +165,7 @@ func (t *Tracer) ask(c *primaryConn, copied bool) *question {
 // end sees to it that what was written counts for its sessions before pgx returns to its caller.
 func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	c := primaryConnOf(conn)
-	if c == nil || t.pool == nil {
+	if c == nil || t.primary == nil {
 		return
 	}
 	c.forwarder.conclude()
@@ -213,42 +213,13 @@ func (t *Tracer) note(ctx context.Context, c *primaryConn, wrote bool, q *questi
 	switch {
 	case !wrote:
 	case q.answered:
-		t.pool.awaitWrite(ctx)
+		t.primary.awaitWrite(ctx)
 	default:
-		t.pool.session.wroteUnknown()
+		t.primary.session.wroteUnknown()
 		for _, s := range c.sessions {
 			s.wroteUnknown()
 		}
 	}
-}
-
-// inspectBatch is inspect for the texts of a batch as if they were one.
-func (p *Pool) inspectBatch(b *pgx.Batch) sqltext.Statement {
-	s := sqltext.Statement{Access: sqltext.Read, TxControl: len(b.QueuedQueries) > 0}
-	for i, q := range b.QueuedQueries {
-		one := p.inspect(q.SQL)
-		if rewritten(q.Arguments) {
-			one.Access = sqltext.Write
-		}
-		if one.Access == sqltext.Write {
-			s.Access = sqltext.Write
-		}
-		if i == 0 {
-			s.Begins = one.Begins
-		}
-		s.Hint = max(s.Hint, one.Hint)
-		s.Several = s.Several || one.Several || i > 0
-		s.TxControl = s.TxControl && one.TxControl
-		s.Ends = s.Ends || one.Ends
-		if one.TxControl {
-			s.LeavesOpen = one.LeavesOpen
-		}
-		s.HasShow = s.HasShow || one.HasShow
-		s.OtherCommand = s.OtherCommand || one.OtherCommand
-		s.Settings = s.Settings || one.Settings
-		s.CopiesIn = s.CopiesIn || one.CopiesIn
-	}
-	return s
 }
 
 // rewritten reports whether a QueryRewriter that this package does not know may replace the text of a statement.

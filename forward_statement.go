@@ -1,0 +1,174 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// exec runs a statement on the primary.
+func (p *primary) exec(ctx context.Context, why reason, sql string, args []any) (tag pgconn.CommandTag, err error) {
+	ctx, f := p.forward(ctx, "exec", why)
+	defer func() { f.end(err) }()
+
+	return p.pool.Exec(ctx, sql, args...)
+}
+
+// query runs a statement with rows on the primary.
+func (p *primary) query(ctx context.Context, why reason, sql string, args []any) (pgx.Rows, error) {
+	ctx, f := p.forward(ctx, "query", why)
+	rows, err := p.pool.Query(ctx, sql, args...)
+	if err != nil {
+		f.end(err)
+		return rows, err
+	}
+	if f == (forwarding{}) {
+		return rows, nil
+	}
+	return &forwardedRows{Rows: rows, forwarding: f}, nil
+}
+
+// queryRow runs a statement with one row on the primary.
+func (p *primary) queryRow(ctx context.Context, why reason, sql string, args []any) pgx.Row {
+	ctx, f := p.forward(ctx, "query", why)
+	row := p.pool.QueryRow(ctx, sql, args...)
+	if f == (forwarding{}) {
+		return row
+	}
+	return &forwardedRow{Row: row, forwarding: f}
+}
+
+// sendBatch sends a batch to the primary.
+func (p *primary) sendBatch(ctx context.Context, why reason, b *pgx.Batch) pgx.BatchResults {
+	ctx, f := p.forward(ctx, "batch", why)
+	results := p.pool.SendBatch(ctx, b)
+	if f == (forwarding{}) {
+		return results
+	}
+	return &forwardedBatch{BatchResults: results, forwarding: f}
+}
+
+// begin starts a transaction on the primary.
+func (p *primary) begin(ctx context.Context, why reason, options pgx.TxOptions) (tx pgx.Tx, err error) {
+	ctx, f := p.forward(ctx, "begin", why)
+	defer func() { f.end(err) }()
+
+	return p.pool.BeginTx(ctx, options)
+}
+
+// copyFrom copies rows to the primary.
+func (p *primary) copyFrom(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (n int64, err error) {
+	ctx, f := p.forward(ctx, "copy", becauseWrite)
+	defer func() { f.end(err) }()
+
+	return p.pool.CopyFrom(ctx, table, columns, source)
+}
+
+// forwarding is what ends with a statement that runs on the primary. The zero value needs no end.
+type forwarding struct {
+	span      span
+	fallbacks chan struct{} // that the statement has a place in, or nil
+}
+
+// forward begins what end ends. Reads that no replica can serve come many at once, when replay stalls. Half of the
+// primary's connections are theirs, so that they keep no write waiting. But none waits for a place longer than for a
+// replica, as the reads ahead of it may be waiting for it in turn.
+func (p *primary) forward(ctx context.Context, operation string, why reason) (context.Context, forwarding) {
+	ctx, span := p.telemetry.forward(ctx, operation, why)
+	f := forwarding{span: span}
+	if why != becauseLag && why != becauseUnreachable {
+		return ctx, f
+	}
+
+	select {
+	case p.fallbacks <- struct{}{}:
+		f.fallbacks = p.fallbacks
+		return ctx, f
+	default:
+	}
+	timer := time.NewTimer(p.waitLimit())
+	defer timer.Stop()
+	select {
+	case p.fallbacks <- struct{}{}:
+		f.fallbacks = p.fallbacks
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return ctx, f
+}
+
+// end ends the span and gives the place back. Further calls do nothing.
+func (f *forwarding) end(err error) {
+	f.span.end(err)
+	if f.fallbacks != nil {
+		<-f.fallbacks
+	}
+	*f = forwarding{}
+}
+
+// forwardedRows are the rows of a statement on the primary.
+type forwardedRows struct {
+	pgx.Rows
+	forwarding // ends with the rows
+}
+
+func (r *forwardedRows) Next() bool {
+	if r.Rows.Next() {
+		return true
+	}
+	r.end(r.Rows.Err())
+	return false
+}
+
+func (r *forwardedRows) Close() {
+	r.Rows.Close()
+	r.end(r.Rows.Err())
+}
+
+func (r *forwardedRows) Scan(dest ...any) error {
+	err := r.Rows.Scan(dest...)
+	if err != nil {
+		r.Close()
+	}
+	return err
+}
+
+func (r *forwardedRows) Values() ([]any, error) {
+	values, err := r.Rows.Values()
+	if err != nil {
+		r.Close()
+	}
+	return values, err
+}
+
+// forwardedRow is the row of a statement on the primary.
+type forwardedRow struct {
+	pgx.Row
+	forwarding // ends with the row
+}
+
+func (r *forwardedRow) Scan(dest ...any) (err error) {
+	defer func() {
+		failure := err
+		if errors.Is(err, pgx.ErrNoRows) {
+			failure = nil // an answer like any other
+		}
+		r.end(failure)
+	}()
+	return r.Row.Scan(dest...)
+}
+
+// forwardedBatch are the results of a batch on the primary.
+type forwardedBatch struct {
+	pgx.BatchResults
+	forwarding // ends with the results
+}
+
+func (b *forwardedBatch) Close() error {
+	err := b.BatchResults.Close()
+	b.end(err)
+	return err
+}

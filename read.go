@@ -1,0 +1,236 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// reads runs reads on replicas.
+type reads struct {
+	router    *router
+	replicas  *replicas
+	primary   *primary
+	telemetry *telemetry
+	maxWait   time.Duration
+}
+
+// replicaRead is one read on a replica: its connection, and whether it may still move to the primary.
+type replicaRead[C pooledConn] struct {
+	reads   *reads
+	replica *replica
+	from    lender[C]
+	conn    C // nil once it was released
+}
+
+// release gives the connection back. Further calls do nothing.
+func (r *replicaRead[C]) release() {
+	if conn := r.conn; conn != nil {
+		r.conn = nil
+		r.from.release(r.replica, conn)
+	}
+}
+
+// onReplica runs a read on a replica that shows what the route's session has written: run sends it, and returns when it
+// can no longer fail in a way that the primary could mend, or has failed. If the route leads to the primary when onReplica
+// returns, the primary is to run the read, and nothing of it has happened. If not, the error is to be returned. A read
+// that has not failed keeps its connection until it is released.
+func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, from lender[C], sql string, run func(C) (T, error)) (result T, read replicaRead[C], err error) {
+	rep, conn, err := acquireReplica(ctx, rd, rt, from)
+	if conn == nil {
+		return result, read, err
+	}
+	read = replicaRead[C]{reads: rd, replica: rep, from: from, conn: conn}
+	ran := false
+	defer func() {
+		if err != nil || !ran {
+			read.release()
+		}
+	}()
+
+	result, err = run(conn)
+	ran = true
+	if err != nil {
+		if why := rd.router.moves(ctx, rt, conn.Conn(), sql, err); why != "" {
+			rt.toPrimary(why)
+		}
+	}
+	return result, read, err
+}
+
+// acquireReplica returns a connection to a replica that shows what the route's session has written. If no replica can
+// serve, the connection is nil, and either the error is to be returned or the route leads to the primary.
+func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, from lender[C]) (*replica, C, error) {
+	state, err := rd.required(ctx, rt)
+	if err != nil || rt.to == targetPrimary {
+		return nil, nil, err
+	}
+
+	rep := rd.replicas.choose()
+	if rep == nil {
+		if rt.target != targetReplica {
+			rt.toPrimary(becauseUnreachable)
+			return nil, nil, nil
+		}
+		rep = rd.replicas.list[0]
+	}
+	conn, err := lend(ctx, rep, from)
+	if err == nil && !rep.shows(conn.Conn(), state) {
+		opened := openedAt(conn.Conn())
+		from.release(rep, conn)
+		if rt.target != targetReplica && rep.tracker.lagging() {
+			rt.toPrimary(becauseLag)
+			return nil, nil, nil
+		}
+		conn, err = await(ctx, rd, rt, rep, from, state, opened)
+	}
+	switch {
+	case err == nil:
+		rd.telemetry.sent(ctx, targetReplica, rt.why)
+		return rep, conn, nil
+	case hookFailed(err) != nil:
+		return nil, nil, hookFailed(err)
+	case ctx.Err() != nil || errors.Is(err, errClosedPool) || rt.target == targetReplica:
+		return nil, nil, err
+	case errors.Is(err, ErrReplicaLag):
+		rt.toPrimary(becauseLag)
+	default:
+		rt.toPrimary(becauseUnreachable)
+	}
+	return nil, nil, nil
+}
+
+// required returns what a read on the route has to see. If nobody knows the position of the session's last write, a read
+// that runs on the primary costs no more than asking, sees everything, and brings the position along: it goes there,
+// unless the caller wants the replica.
+func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) {
+	if rt.noWait {
+		return sessionState{}, nil
+	}
+	session := &rd.primary.session
+	if rt.session != nil {
+		session = rt.session
+	}
+	state := session.load()
+	if rd.primary.covers(state) {
+		return state, nil
+	}
+	if rt.target != targetReplica {
+		rt.toPrimary(becauseUnknown)
+		return state, nil
+	}
+	return rd.primary.position(ctx, session)
+}
+
+// await waits until a replica shows what state covers, and returns a connection to it. Nobody who waits has a connection,
+// so that however many they are, they keep no other from reading.
+func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from lender[C], state sessionState, opened uint64) (C, error) {
+	limit := rd.primary.waitLimit()
+	if rt.target == targetReplica {
+		limit = rd.maxWait
+	}
+	wait := rd.telemetry.startWait(ctx, rep.region, state.position)
+	conn, err := awaitReplay(ctx, rep, from, state, opened, limit)
+	found := rep.replayed()
+	switch {
+	case err == nil:
+		wait.end(ctx, max(found, state.position), waitReplayed)
+	case ctx.Err() != nil:
+		wait.end(ctx, found, waitCanceled)
+	case rt.target == targetReplica:
+		wait.end(ctx, found, waitRefused)
+	default:
+		wait.end(ctx, found, waitFellBack)
+	}
+	return conn, err
+}
+
+// awaitReplay is await without telling anybody.
+func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from lender[C], state sessionState, opened uint64, limit time.Duration) (C, error) {
+	err := rep.tracker.wait(ctx, state.position, opened, limit)
+	if errors.Is(err, errNotReplayed) {
+		return nil, &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.replayed()}
+	}
+	if err != nil {
+		return nil, err
+	}
+
+	conn, err := lend(ctx, rep, from)
+	if err != nil {
+		return nil, err
+	}
+	if rep.shows(conn.Conn(), state) {
+		return conn, nil
+	}
+	// This connection is younger than what the watcher knows, or leads to another server of the region. It is the only
+	// one that can tell.
+	err = rep.ask(ctx, conn.Conn())
+	if err == nil && rep.shows(conn.Conn(), state) {
+		return conn, nil
+	}
+	from.release(rep, conn)
+	if err == nil {
+		err = &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.replayed()}
+	}
+	return nil, err
+}
+
+// exec runs a statement on a replica.
+func (rd *reads) exec(ctx context.Context, rt *route, sql string, args []any) (pgconn.CommandTag, error) {
+	tag, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (pgconn.CommandTag, error) {
+		return conn.Exec(ctx, sql, args...)
+	})
+	read.release()
+	return tag, err
+}
+
+// query runs a statement with rows on a replica. It returns when the first row has arrived, so that a read which the
+// replica cannot run moves before anybody has seen any of it, and its arguments are never encoded later.
+func (rd *reads) query(ctx context.Context, rt *route, sql string, args []any) (*replicaRows, error) {
+	var sendErr error
+	rows, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRows, error) {
+		rows := &replicaRows{sql: sql}
+		if rows.Rows, sendErr = conn.Query(ctx, sql, args...); sendErr != nil {
+			rows.begun = true
+			return rows, sendErr
+		}
+		rows.first = rows.Rows.Next()
+		return rows, rows.Rows.Err()
+	})
+	switch {
+	case rt.to == targetPrimary:
+		return nil, err
+	case rows == nil:
+		return &replicaRows{Rows: &failedRows{err: err}, begun: true}, err
+	case sendErr != nil:
+		return rows, sendErr
+	}
+	// An error behind the sending is that of the rows, as in pgx.
+	rows.replicaRead = read
+	if !rows.first {
+		rows.end()
+	}
+	return rows, nil
+}
+
+// queryRow runs a statement with one row on a replica. It returns when the statement has ended: the row is delivered only
+// if nothing behind it failed.
+func (rd *reads) queryRow(ctx context.Context, rt *route, sql string, args []any) pgx.Row {
+	row, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRow, error) {
+		row := &replicaRow{}
+		rows, err := conn.Query(ctx, sql, args...)
+		return row, row.read(conn.Conn(), rows, err)
+	})
+	switch {
+	case rt.to == targetPrimary:
+		return nil
+	case row == nil:
+		row = &replicaRow{}
+	}
+	row.replicaRead, row.err = read, err
+	return row
+}

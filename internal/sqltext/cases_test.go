@@ -26,7 +26,7 @@ func (s standing) access() Access {
 const fixture = `create table t(id int primary key, a text, b text, n int); insert into t values (1,'a','b',2),(2,'c','d',3);
 create table k(update int, delete int, insert int, merge int, into_ int, nextval int, setval int, share int, key int, set int, copy int);
 create table off(a int); create table between(a int);
-create sequence s; create view v as select * from t; create materialized view mv as select 1 as x;
+create sequence s; create sequence t_id_seq; select nextval('s'), nextval('t_id_seq'); create unlogged table u(a int primary key); insert into u select generate_series(1,1000); create view v as select * from t; create materialized view mv as select 1 as x;
 create function f(int) returns int language sql as 'select $1';
 create procedure p() language plpgsql as 'begin null; end';
 create type pair as (x int, y int);
@@ -84,7 +84,17 @@ var queryCases = []classifyCase{
 	{same, `SELECT current_user, session_user, current_date, current_schema, current_setting('work_mem')`, ``},
 	{same, `SELECT * FROM v`, ``},
 	{same, `SELECT * FROM mv`, ``},
-	{same, `SELECT last_value FROM s`, `a relation like others; its name does not tell what it is`},
+	{differs, `SELECT last_value FROM s`, `sequences are logged ahead of what was drawn`},
+	{differs, `SELECT x."last_value" FROM s AS x`, ``},
+	{differs, `SELECT log_cnt FROM public.s`, ``},
+	{differs, `SELECT IS_CALLED, 1 FROM s`, `likewise`},
+	{differs, `SELECT * FROM t_id_seq`, `named as PostgreSQL names the sequence of a column`},
+	{differs, `SELECT * FROM ONLY public."t_id_seq" AS x`, ``},
+	{differs, `TABLE public.T_ID_SEQ`, ``},
+	{same, `SELECT last_value(id) OVER (ORDER BY id), last_value /* a */ (n) OVER (ORDER BY id) FROM t`, `a window function`},
+	{same, `SELECT n AS last_value, 1 AS is_called FROM t`, `labels`},
+	{same, `SELECT x.t_id_seq FROM (SELECT 1 AS t_id_seq) x`, `a column`},
+	{cautious, `SELECT x.last_value FROM (SELECT 1 AS last_value) x`, `a column of that name may be a sequence's`},
 	{same, `SELECT * FROM ONLY t`, ``},
 	{same, `VALUES (1, 'a'), (2, 'b')`, ``},
 	{same, `VALUES (1) ORDER BY 1 LIMIT 1`, ``},
@@ -258,6 +268,8 @@ INSERT INTO t VALUES (7)`, ``},
 	{differs, `SHOW transaction_read_only`, `tells the servers apart`},
 	{differs, `SHOW "transaction_read_only"`, ``},
 	{differs, `SHOW in_hot_standby`, ``},
+	{differs, `SHOW default_transaction_read_only`, `on in the sessions of a replica's pool`},
+	{differs, `SHOW Lock_Timeout`, `shorter in the sessions of a replica's pool`},
 	{malformed, `SHOW`, ``},
 	{differs, `SET work_mem = '8MB'`, ``},
 	{differs, `SET SESSION search_path TO public`, ``},

@@ -14,7 +14,7 @@ var primaryCalls = [][]string{
 	{"currval", "lastval", "nextval", "setval"},
 
 	// Settings of the session, and its seed for random().
-	{"set_config", "set_limit", "setseed"},
+	{"isn_weak", "set_config", "set_limit", "setseed"},
 
 	// Transaction ids and snapshots: a standby assigns no ids, and what it knows of running transactions lags behind.
 	{"txid_current", "txid_current_if_assigned", "txid_current_snapshot", "txid_status"},
@@ -28,11 +28,7 @@ var primaryCalls = [][]string{
 		"query_to_xml", "query_to_xml_and_xmlschema", "query_to_xmlschema", "ts_rewrite", "ts_stat", "xpath_table"},
 
 	// Connections of the server to elsewhere.
-	{"dblink", "dblink_build_sql_delete", "dblink_build_sql_insert", "dblink_build_sql_update", "dblink_cancel_query",
-		"dblink_close", "dblink_connect", "dblink_connect_u", "dblink_current_query", "dblink_disconnect",
-		"dblink_error_message", "dblink_exec", "dblink_fetch", "dblink_get_connections", "dblink_get_notify",
-		"dblink_get_pkey", "dblink_get_result", "dblink_is_busy", "dblink_open", "dblink_send_query",
-		"postgres_fdw_disconnect", "postgres_fdw_disconnect_all", "postgres_fdw_get_connections"},
+	{"dblink", "http", "postgres_fdw_disconnect", "postgres_fdw_disconnect_all", "postgres_fdw_get_connections"},
 
 	// Maintenance, and checks of the very files of one server.
 	{"autoprewarm_dump_now", "autoprewarm_start_worker", "brin_desummarize_range", "brin_summarize_new_values",
@@ -61,9 +57,8 @@ var systemReads = [][]string{
 		"pg_ts_config_is_visible", "pg_ts_dict_is_visible", "pg_ts_parser_is_visible", "pg_ts_template_is_visible",
 		"pg_type_is_visible"},
 
-	// Files: a physical replica has the same, under the same names.
-	{"pg_database_size", "pg_filenode_relation", "pg_indexes_size", "pg_relation_filenode", "pg_relation_filepath",
-		"pg_relation_size", "pg_table_size", "pg_tablespace_databases", "pg_tablespace_size", "pg_total_relation_size"},
+	// Files: a physical replica has the same, under the same names. Their sizes are others: unlogged tables are empty.
+	{"pg_filenode_relation", "pg_relation_filenode", "pg_relation_filepath", "pg_tablespace_databases"},
 
 	// Computation with what is given, and facts of stored values.
 	{"pg_char_to_encoding", "pg_client_encoding", "pg_collation_for", "pg_column_compression", "pg_column_size",
@@ -75,6 +70,30 @@ var systemReads = [][]string{
 
 	// Only time passes.
 	{"pg_sleep", "pg_sleep_for", "pg_sleep_until"},
+}
+
+// primaryPrefixes are what the names of other functions begin with that belong to the primary.
+var primaryPrefixes = []string{
+	"binary_upgrade_",
+	"dblink_", "http_", "run_command_on_", // they ask other servers
+	"hypopg", "pgv_", // they keep things in the session
+}
+
+// primarySchemas are schemas of extensions whose functions belong to the primary, whatever they are called: they act
+// outside of the database, or keep things in the session. The names beginning with dbms_ do too.
+var primarySchemas = []string{"aws_lambda", "aws_s3", "azure_storage", "cron", "net", "utl_file"}
+
+// serverSettings are the settings that differ between a primary and a hot standby, or between their sessions.
+var serverSettings = []string{"default_transaction_read_only", "in_hot_standby", "lock_timeout", "transaction_read_only"}
+
+// isServerSetting reports whether a setting is one of serverSettings.
+func isServerSetting(name string) bool {
+	for _, setting := range serverSettings {
+		if len(name) == len(setting) && isFolded(name, setting) {
+			return true
+		}
+	}
+	return false
 }
 
 // serverViews are the system views that show a server or its sessions, not the data, beside pg_stat_* and pg_statio_*.
@@ -89,6 +108,7 @@ var serverViews = []string{"pg_aios", "pg_available_extension_versions", "pg_ava
 const (
 	callUnknown uint8 = iota
 	callReads
+	callReadsSetting // current_setting
 	callBelongsToPrimary
 	viewOfServer
 )
@@ -107,8 +127,58 @@ var systemNames = func() (t nameTable) {
 	for _, name := range serverViews {
 		t.add(name, viewOfServer)
 	}
+	t.add("current_setting", callReadsSetting)
 	return t
 }()
+
+// knownCall says what the package knows of a function, by its name.
+func knownCall(name string) uint8 {
+	known := systemNames.find(name)
+	if known == callUnknown || known == viewOfServer {
+		// In a database with a Turkish one-byte encoding the server folds this letter to an i.
+		if isSystemName(name) || hasPrimaryPrefix(name) || strings.Contains(name, "İ") {
+			return callBelongsToPrimary
+		}
+		return callUnknown
+	}
+	return known
+}
+
+// primaryFirsts has the first letters of primaryPrefixes, which most names do not begin with.
+var primaryFirsts = func() (t [256]bool) {
+	for c := range t {
+		for _, prefix := range primaryPrefixes {
+			t[c] = t[c] || folded[c] == prefix[0]
+		}
+	}
+	return t
+}()
+
+// hasPrimaryPrefix reports whether a name begins with one of primaryPrefixes.
+func hasPrimaryPrefix(name string) bool {
+	if name == "" || !primaryFirsts[name[0]] {
+		return false
+	}
+	for _, prefix := range primaryPrefixes {
+		if hasFoldedPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// isPrimarySchema reports whether a schema is one of primarySchemas.
+func isPrimarySchema(name string) bool {
+	if hasFoldedPrefix(name, "dbms_") {
+		return true
+	}
+	for _, schema := range primarySchemas {
+		if len(name) == len(schema) && isFolded(name, schema) {
+			return true
+		}
+	}
+	return false
+}
 
 // isSystemName reports whether a name begins with pg_.
 func isSystemName(name string) bool {

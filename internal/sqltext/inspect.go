@@ -53,16 +53,17 @@ type current struct {
 	state           state
 	prev            token
 	word            word // the keyword that the previous token is, if it is a tokWord
-	nameAt, nameEnd int  // where the previous token is, if it is a tokWord or tokQuoted
-	depth           int  // open parentheses
+	nameAt, nameEnd int  // where the last name is: the previous token, if it is a tokWord or tokQuoted
+	before          before
+	depth           int // open parentheses
 
 	explain bool // it is an EXPLAIN
 	analyze bool // ... that executes what it explains
 	copies  bool // it is a COPY, and its TO STDOUT was not seen yet
 	changes bool // executing it changes or locks something
 	effects bool // it calls or names something that belongs to the primary
-	fields  bool // it names a column like a function that does, which is a call if
-	calls   bool // ... there is a function in the FROM; there is something with parentheses
+	fields  bool // it names a column like a function that does, which is a call if the table is a function in the FROM
+	setting bool // it calls current_setting
 
 	with      bool // WITH was seen, so that other statements may be nested in it
 	clause    word // FOR, UPDATE or DELETE, while the next word decides what it is; ANALYZE in options likewise
@@ -71,12 +72,19 @@ type current struct {
 	atomic    int  // open BEGIN ATOMIC and CASE in the body of a CREATE FUNCTION
 }
 
+// before is what stands in front of a name.
+type before struct {
+	token           token
+	word            word // if token is a tokWord
+	nameAt, nameEnd int  // the name in front of the dot, if token is a tokDot
+}
+
 // end ends the current statement.
 func (p *inspector) end() {
 	if p.prev != tokNone {
 		p.statements++
 		p.Several = p.statements > 1
-		if p.state != inQuery || p.depth != 0 || p.copies || p.effects || p.fields && p.calls || p.changes && (!p.explain || p.analyze) {
+		if p.state != inQuery || p.depth != 0 || p.copies || p.effects || p.fields && callsFields(p.sql) || p.changes && (!p.explain || p.analyze) {
 			p.wrote = true
 		}
 	}
@@ -101,7 +109,7 @@ func (p *inspector) onWord(start, end int) {
 		// COMMIT AND CHAIN begins the next block. So does not AND NO CHAIN, which is as rare as it is harmless.
 		p.LeavesOpen = true
 	case p.state == inQuery:
-		p.body(w, text)
+		p.body(w, text, end)
 	case p.state < inQuery:
 		p.lead(w, text)
 	case p.atomic > 0 && w == wordCase, w == wordAtomic && p.prev == tokWord && p.word == wordBegin:
@@ -112,7 +120,17 @@ func (p *inspector) onWord(start, end int) {
 	if p.prev == tokDot || p.prev == tokWord && p.word == wordAs {
 		w = wordOther // a label, even in SELECT 1 AS as INTO t
 	}
-	p.prev, p.word, p.nameAt, p.nameEnd = tokWord, w, start, end
+	p.name(tokWord, start, end)
+	p.word = w
+}
+
+// name makes a name the previous token.
+func (p *inspector) name(kind token, start, end int) {
+	p.before.token, p.before.word = p.prev, p.word
+	if p.prev == tokDot {
+		p.before.nameAt, p.before.nameEnd = p.nameAt, p.nameEnd
+	}
+	p.prev, p.nameAt, p.nameEnd = kind, start, end
 }
 
 // lead takes a word in front of the body of a statement.
@@ -214,24 +232,26 @@ func (p *inspector) start(w word, text string) {
 }
 
 // show takes the name of a setting that is shown. Most are the same everywhere, and a pool gives no hold on a session
-// whose own they could be; these two tell the servers apart, and ALL shows them too.
+// whose own they could be; some tell the servers apart, and ALL shows them too.
 func (p *inspector) show(name string) {
 	p.state = inQuery
-	if strings.EqualFold(name, "transaction_read_only") || strings.EqualFold(name, "in_hot_standby") || strings.EqualFold(name, "all") {
+	if isServerSetting(name) || strings.EqualFold(name, "all") {
 		p.effects = true
 	}
 }
 
 // body takes a word in a statement that may be a read.
-func (p *inspector) body(w word, text string) {
+func (p *inspector) body(w word, text string, end int) {
 	if p.clause != wordOther {
 		p.decide(w)
 	}
 	switch w {
 	case wordOther, wordSetting, wordTemporary:
-		if isSystemName(text) && isServerView(text) {
+		if isSystemName(text) && isServerView(text) || p.inFrom() && isSequenceName(text) {
 			p.effects = true
 		}
+	case wordSequence:
+		p.sequence(end)
 	case wordInto:
 		// A reserved word, so except as a label, after AS or a dot, it is the INTO of a SELECT, INSERT or MERGE.
 		if p.prev != tokDot && (p.prev != tokWord || p.word != wordAs) {
@@ -302,7 +322,7 @@ func (p *inspector) chain(name string) {
 
 // field takes a name that follows a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval. In t.nextval it can
 // only be a column if t is a table, as none of the functions known here takes a row. It is a call if t is a function in the
-// FROM whose result is a single value, which takes parentheses somewhere in the statement.
+// FROM whose result is a single value, which callsFields tells.
 func (p *inspector) field(name string) {
 	if p.chained {
 		p.call(name)
@@ -312,8 +332,7 @@ func (p *inspector) field(name string) {
 		p.effects = p.effects || access == Write
 		return
 	}
-	known := systemNames.find(name)
-	if known == callBelongsToPrimary || known != callReads && isSystemName(name) {
+	if knownCall(name) == callBelongsToPrimary {
 		// In pg_catalog.nextval it is the name of a function, which call sees, or of a table.
 		p.fields = p.fields || !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog")
 	}
@@ -334,8 +353,11 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 			p.changes = true
 		}
 		p.clause = wordOther
-		if isSystemName(text) && isServerView(text) {
+		if isSystemName(text) && isServerView(text) || p.inFrom() && isSequenceName(text) {
 			p.effects = true
+		}
+		if lookup(text) == wordSequence {
+			p.sequence(end + 1)
 		}
 		if kind == tokUnicode {
 			// Any name could be meant, except that a label after AS means nothing.
@@ -356,7 +378,7 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 	default:
 		p.state = inWrite
 	}
-	p.prev, p.nameAt, p.nameEnd = kind, start, end
+	p.name(kind, start, end)
 }
 
 // onOpen takes an opening parenthesis.
@@ -430,7 +452,6 @@ func (p *inspector) onNumber(text string) {
 
 // call takes the name of a function that is called.
 func (p *inspector) call(name string) {
-	p.calls = true
 	if access, ok := p.appSays(name); ok {
 		p.effects = p.effects || access == Write
 		return
@@ -438,9 +459,9 @@ func (p *inspector) call(name string) {
 	if p.state == inWrite {
 		return
 	}
-	known := systemNames.find(name)
-	if known == callBelongsToPrimary || known != callReads && isSystemName(name) || strings.Contains(name, "İ") {
-		// In a database with a Turkish one-byte encoding the server folds this letter to an i.
+	known := knownCall(name)
+	p.setting = p.setting || known == callReadsSetting
+	if known == callBelongsToPrimary || p.before.token == tokDot && isPrimarySchema(p.sql[p.before.nameAt:p.before.nameEnd]) {
 		p.effects = true
 		return
 	}
@@ -457,7 +478,7 @@ func (p *inspector) call(name string) {
 		p.effects = p.effects || access == Write
 		return
 	}
-	if known == callReads {
+	if known != callUnknown {
 		return
 	}
 	p.UnknownCalls = true
@@ -473,6 +494,38 @@ func (p *inspector) relation(kind token, name string) {
 	if _, writes := p.facts.Writing[string(stored)]; writes || !ok {
 		p.wrote = true
 	}
+}
+
+// settingNamed takes a string of a statement that calls current_setting.
+func (p *inspector) settingNamed(text string) {
+	if isServerSetting(text) || p.prev == tokOpen && strings.Contains(text, `\`) {
+		p.effects = true
+	}
+}
+
+// sequence takes the name of one of a sequence's columns, which tell how far it has come: ahead on a standby, as they
+// are logged. last_value is a window function too, and all are good names of labels.
+func (p *inspector) sequence(end int) {
+	if p.prev == tokWord && p.word == wordAs {
+		return
+	}
+	_, next, _ := nextToken(p.sql, end)
+	p.effects = p.effects || next < 0 || next == len(p.sql) || p.sql[next] != '('
+}
+
+// inFrom reports whether the name that comes next can be that of a table that is read.
+func (p *inspector) inFrom() bool {
+	prev, word := p.prev, p.word
+	if prev == tokDot {
+		prev, word = p.before.token, p.before.word
+	}
+	return prev == tokWord && (word == wordFrom || word == wordJoin || word == wordTable || word == wordOnly)
+}
+
+// isSequenceName reports whether a name is one that PostgreSQL gives to the sequence of a column.
+func isSequenceName(name string) bool {
+	const suffix = "_seq"
+	return len(name) > len(suffix) && isFolded(name[len(name)-len(suffix):], suffix)
 }
 
 // appSays returns what the app says of a function, if it says anything.

@@ -84,6 +84,15 @@ func TestAccessOffServer(t *testing.T) {
 
 		// A system function that is younger than this package.
 		{Write, "SELECT pg_does_something_new()"},
+		// Functions of extensions, by their schema.
+		{Write, "SELECT net.HTTP_GET('https://example.com')"},
+		{Write, "SELECT * FROM aws_lambda.invoke('f', '{}')"},
+		{Write, `SELECT * FROM "aws_s3" . query_export_to_s3('SELECT 1', $1)`},
+		{Write, "SELECT azure_storage.blob_put('a', 'b', 'c', x) FROM x"},
+		{Write, "SELECT db.dbms_pipe.send_message('a')"},
+		{Write, "SELECT DBMS_ALERT.signal('a', 'b')"},
+		{Read, "SELECT net.a, dbms_pipe.b FROM net, dbms_pipe"},
+		{Read, "SELECT signal('a'), invoke('f'), nets.f(1)"},
 		// Longer than a name can be.
 		{Read, "SELECT nextval" + strings.Repeat("x", 100) + "('s')"},
 		{Write, "SELECT pg_x" + strings.Repeat("x", 100) + "('s')"},
@@ -238,6 +247,12 @@ func TestFunctionNames(t *testing.T) {
 		for _, name := range group {
 			check(name, false)
 		}
+	}
+	for _, name := range []string{"http_post", "dblink_exec", "hypopg", "hypopg_create_index", "pgv_set", "run_command_on_workers"} {
+		check(name, true)
+	}
+	for _, name := range []string{"https", "hypo", "pgv", "run_command"} {
+		check(name, false)
 	}
 	for _, name := range serverViews {
 		check(name, true)

@@ -124,6 +124,10 @@ func (p *inspector) scan() bool {
 			if end < 0 {
 				return false
 			}
+			if kind == tokOther && p.setting {
+				tag := strings.IndexByte(sql[i+1:], '$') + 2
+				p.settingNamed(sql[i+tag : end-tag])
+			}
 			p.onOther(kind)
 			i = end
 		case classDash:
@@ -191,6 +195,9 @@ func (p *inspector) prefixed(i int) int {
 	switch rest := sql[i+1:]; {
 	case folded[sql[i]] == 'e' && rest[0] == '\'':
 		end, _ := skipString(sql, i+2, true)
+		if end >= 0 && p.setting {
+			p.settingNamed(sql[i+2 : end-1])
+		}
 		p.onOther(tokOther)
 		return end
 	case folded[sql[i]] == 'u' && strings.HasPrefix(rest, "&'"):
@@ -215,6 +222,9 @@ func (p *inspector) plainString(i int) int {
 	end, escaped := skipString(p.sql, i, false)
 	if escaped {
 		p.wrote = true
+	}
+	if end >= 0 && p.setting {
+		p.settingNamed(p.sql[i : end-1])
 	}
 	p.onOther(tokOther)
 	return end

@@ -20,7 +20,8 @@ const (
 	wordNo
 	wordOff
 	wordPrepare
-	wordReset // and DISCARD
+	wordReset    // and DISCARD
+	wordSequence // no keyword: a column of a sequence that says how far it has come
 	wordSet
 	wordSetting // no keyword: a name that has to do with changing settings
 	wordShare
@@ -43,6 +44,7 @@ const (
 	wordFor
 	wordFrom
 	wordInto
+	wordJoin
 	wordOnly
 	wordSelect
 	wordTable
@@ -71,6 +73,7 @@ var keywords = map[word][]string{
 	wordOff:         {"off"},
 	wordPrepare:     {"prepare"},
 	wordReset:       {"discard", "reset"},
+	wordSequence:    {"is_called", "last_value", "log_cnt"},
 	wordSet:         {"set"},
 	wordSetting:     {"pg_settings", "set_config", "synchronous_commit"},
 	wordShare:       {"share"},
@@ -83,7 +86,7 @@ var keywords = map[word][]string{
 	wordValues:      {"values"},
 
 	wordReserved: {"all", "and", "any", "asc", "collate", "cross", "desc", "distinct", "else", "except", "fetch", "full",
-		"group", "having", "ilike", "in", "inner", "intersect", "is", "isnull", "join", "left", "like", "limit", "natural",
+		"group", "having", "ilike", "in", "inner", "intersect", "is", "isnull", "left", "like", "limit", "natural",
 		"not", "notnull", "offset", "on", "or", "order", "outer", "returning", "right", "similar", "then", "union", "using",
 		"when", "where", "window"},
 	wordAnalyze: {"analyse", "analyze"},
@@ -95,6 +98,7 @@ var keywords = map[word][]string{
 	wordFor:     {"for"},
 	wordFrom:    {"from"},
 	wordInto:    {"into"},
+	wordJoin:    {"join"},
 	wordOnly:    {"only"},
 	wordSelect:  {"select"},
 	wordTable:   {"table"},

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -28,6 +29,7 @@ type flaws uint32
 
 const (
 	primaryBreaks  flaws = 1 << iota // connections to the primary end
+	primaryRefuses                   // it is read-only for a while
 	replicaBreaks                    // connections to a replica end, or replay ends what runs on it
 	replicaForgets                   // a replica may come back older than it was
 	writesAreLost                    // writes that have returned may never have been
@@ -76,8 +78,11 @@ func (w *witness) all() []int {
 // process is an app in a region, with a pool.
 type process struct {
 	witness
-	region string
-	pool   *Pool
+	region  string
+	pool    *Pool
+	bouncer *pgcluster.Bouncer // in front of its primary, or nil
+	shared  bool               // the bouncer gives each transaction another session
+	async   bool               // its sessions commit asynchronously
 }
 
 // user is a session that reads and writes in both processes.
@@ -158,6 +163,7 @@ type underWay struct {
 	what   string
 	who    string
 	pinned bool // to the replica
+	pooled bool // by a bouncer
 	hasty  bool
 	limit  context.Context
 	done   context.CancelFunc
@@ -169,7 +175,7 @@ func (h *history) begin(what string, p *process, u *user, pinned bool, r *rand.R
 		ctx = WithSession(ctx, &u.session)
 	}
 	_, who := seenBy(p, u)
-	s := &underWay{what: what, who: who, pinned: pinned}
+	s := &underWay{what: what, who: who, pinned: pinned, pooled: p.bouncer != nil}
 	limit := patience
 	switch {
 	case h.hasty.Load() && r.IntN(2) == 0:
@@ -198,7 +204,8 @@ func (h *history) end(s *underWay, err error) flaws {
 	case kind == "SQLSTATE 40001" && strings.Contains(s.what, "serializable"):
 	case s.pinned && (kind == "replica lag" || kind == "deadline"): // what Config.MaxReplicaWait promises
 	case s.pinned && flaws&(replicaBreaks|primaryBreaks) != 0 && (endedByFault(kind) || kind == "SQLSTATE 40001" || kind == "SQLSTATE 40P01"):
-	case flaws&primaryBreaks != 0 && endedByFault(kind):
+	case flaws&primaryBreaks != 0 && (endedByFault(kind) || s.pooled && kind == "SQLSTATE 08P01"): // which is all that PgBouncer ever says
+	case flaws&primaryRefuses != 0 && kind == "SQLSTATE 25006":
 	default:
 		h.violation("%s by %s: %v (%T)", s.what, s.who, err, err)
 	}
@@ -239,13 +246,13 @@ func kindOf(err error) string {
 
 func (h *history) writeEntry(p *process, u *user, r *rand.Rand) {
 	path := entryWrites[r.IntN(len(entryWrites))]
-	if !seesAsync(p.pool, path) {
+	if !seesAsync(p.pool, path) || p.shared && needsSession(path.name) || unfinished && strings.Contains(path.name, "swallows") {
 		return
 	}
 	if untold(path) {
 		u = nil
 	}
-	if commitsAsync(path) {
+	if p.async || commitsAsync(path) {
 		if !h.async.TryRLock() {
 			return
 		}
@@ -267,6 +274,12 @@ func (h *history) writeEntry(p *process, u *user, r *rand.Rand) {
 
 func (h *history) writeRegister(p *process, u *user, r *rand.Rand) {
 	path, key := registerWrites[r.IntN(len(registerWrites))], r.IntN(registers)
+	if p.async {
+		if !h.async.TryRLock() {
+			return
+		}
+		defer h.async.RUnlock()
+	}
 	ctx, s := h.begin("raise "+path.name, p, u, false, r)
 	v, err := path.write(ctx, p.pool, key, h.raised[key].Add(1))
 	if h.end(s, err)&writesAreLost != 0 || err != nil {
@@ -293,6 +306,9 @@ func unchecked(flaws flaws, name string) bool {
 
 func (h *history) readEntries(p *process, u *user, r *rand.Rand) {
 	path := entryReads[r.IntN(len(entryReads))]
+	if p.shared && needsSession(path.name) {
+		return
+	}
 	w, who := seenBy(p, u)
 	ids := w.some(r)
 	ctx, s := h.begin("read "+path.name, p, u, staysOnReplica(path.name), r)

@@ -101,6 +101,23 @@ var faults = []fault{
 			streaming.Restore()
 		}
 	}},
+	{"replica killed in the midst of its replay", replicaBreaks | replicaForgets, true, func(n *nemesis, region string) func() {
+		s, streaming := n.cluster.Server(region), n.cluster.Replication(region)
+		n.must(s.DelayReplay(n.ctx, time.Hour))
+		n.pause(20*time.Millisecond, 100*time.Millisecond)
+		streaming.Cut()
+		n.must(s.Kill())
+		n.must(s.Start(n.ctx))
+		return func() {
+			n.must(s.DelayReplay(n.ctx, 0))
+			streaming.Restore()
+		}
+	}},
+	{"replica of a replica", 0, false, func(n *nemesis, region string) func() {
+		s, other := n.cluster.Server(region), map[string]string{"ord": "syd", "syd": "ord"}[region]
+		n.must(s.Follow(other))
+		return func() { n.must(s.Follow("")) }
+	}},
 	{"replica's connections ended", replicaBreaks, false, func(n *nemesis, region string) func() {
 		n.must(n.cluster.Server(region).Exec(n.ctx, endConnections))
 		return nothing
@@ -148,14 +165,34 @@ var faults = []fault{
 		}
 		return func() { n.promote("nrt") }
 	}},
+	{"switchover beside the old primary", primaryBreaks | primaryRefuses | replicaBreaks | replicaForgets, true, func(n *nemesis, _ string) func() {
+		if n.r.IntN(2) == 0 {
+			n.must(n.cluster.Server("syd").Follow("ord"))
+		}
+		for _, s := range n.cluster.Servers() {
+			n.must(s.WaitReplayed(n.ctx))
+		}
+		n.demote(func() {
+			n.must(n.cluster.Server("ord").WaitReplayed(n.ctx))
+			n.must(n.cluster.PromoteBeside(n.ctx, "ord"))
+		})
+		stop := n.grow("nrt")
+		for _, p := range n.processes {
+			n.writes(p)
+		}
+		return func() {
+			stop()
+			n.rebuild("nrt")
+			n.rebuild("syd")
+			n.promote("nrt")
+		}
+	}},
 }
-
-// failover is the fault that ends a round. It loses writes that have returned.
-const failover = "failover"
 
 // healthy stands for no fault.
 const healthy = "no fault"
 
+// endConnections ends those of apps, and of the bouncers.
 const endConnections = "select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
 
 // nemesis lets things go wrong in a history.
@@ -164,7 +201,8 @@ type nemesis struct {
 	ctx     context.Context
 	cluster *pgcluster.Cluster
 	r       *rand.Rand
-	next    []int // of faults
+	next    []int                        // of faults
+	backups map[string]*pgcluster.Backup // of the servers when the round began, by region
 }
 
 func (n *nemesis) must(err error) {
@@ -185,6 +223,9 @@ func (n *nemesis) draw() fault {
 	}
 	f := faults[n.next[0]]
 	n.next = n.next[1:]
+	if unfinished && strings.Contains(f.name, "beside") {
+		return n.draw()
+	}
 	return f
 }
 
@@ -327,26 +368,104 @@ func (n *nemesis) promote(region string) {
 	}
 }
 
-// failover kills the primary before it has sent all that was written to the replica that takes its place. The other one
-// may have got it. It returns the processes whose replica follows the new primary.
-func (n *nemesis) failover() (follow []*process) {
-	ord, syd := n.cluster.Server("ord"), n.cluster.Server("syd")
+// demote makes the primary in nrt read-only, calls f when nobody can have written to it any more and all of it is flushed,
+// and leaves it so.
+func (n *nemesis) demote(f func()) {
+	nrt := n.cluster.Server("nrt")
+	conn, err := pgx.Connect(n.ctx, nrt.ConnString())
+	n.must(err)
+	defer conn.Close(n.ctx)
+	for _, sql := range []string{"alter system set default_transaction_read_only = on", "select pg_reload_conf()"} {
+		_, err := conn.Exec(n.ctx, sql)
+		n.must(err)
+	}
+	eventually(n.t, "nobody can write to it", func() bool {
+		_, err := conn.Exec(n.ctx, endConnections)
+		n.must(err)
+		var writers int
+		n.must(conn.QueryRow(n.ctx, "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() "+
+			"and (backend_xid is not null or backend_start < pg_conf_load_time())").Scan(&writers))
+		return writers == 0
+	})
+	_, err = conn.Exec(n.ctx, "checkpoint")
+	n.must(err)
+	f()
+	for _, p := range n.processes {
+		if p.bouncer != nil {
+			p.bouncer.Reconnect()
+		}
+	}
+}
+
+// grow lets the log of a server grow until the returned function is called.
+func (n *nemesis) grow(region string) (stop func()) {
+	ctx, cancel := context.WithCancel(n.ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			_ = n.cluster.Server(region).Exec(ctx, "select pg_logical_emit_message(false, '', repeat('x', 50000))")
+		}
+	})
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// rebuild puts a server back to where it was when the round began, from where it follows the primary.
+func (n *nemesis) rebuild(region string) {
+	s := n.cluster.Server(region)
+	n.must(s.Follow(""))
+	n.must(s.Restore(n.ctx, n.backups[region]))
+	n.must(s.WaitReplayed(n.ctx))
+}
+
+// loss is one of the ways to end a round: it loses writes that have returned. It returns the processes whose replica follows
+// the new primary, and the name of what happened.
+type loss func(n *nemesis, behind []string) (follow []*process, name string)
+
+var losses = []loss{(*nemesis).failover, (*nemesis).failoverBeside, (*nemesis).restored}
+
+// lose ends the round with one of the losses.
+func (n *nemesis) lose() (follow []*process) {
 	n.settle(func() {
 		if err := n.verify(); err != nil {
 			n.t.Error(err)
 		}
 	})
-	n.now.Store(failover)
-	n.flaws.Store(uint32(primaryBreaks | replicaBreaks | replicaForgets | writesAreLost))
+	n.flaws.Store(uint32(primaryBreaks | primaryRefuses | replicaBreaks | replicaForgets | writesAreLost))
+	n.now.Store("a loss of writes")
 	for _, s := range n.cluster.Servers() {
 		n.must(s.WaitReplayed(n.ctx))
 	}
 	behind := [][]string{{"ord"}, {"ord"}, {"syd"}, {"ord", "syd"}}[n.r.IntN(4)]
+	i := n.r.IntN(len(losses))
+	if unfinished {
+		i = 0
+	}
+	follow, name := losses[i](n, behind)
+	n.settle(n.forget)
+	n.now.Store("after " + name)
+	n.mu.Lock()
+	n.faults[name+", behind "+strings.Join(behind, " and ")]++
+	n.mu.Unlock()
+	return follow
+}
+
+// cutOff has the primary write what some replicas do not get.
+func (n *nemesis) cutOff(behind []string) {
 	for _, region := range behind {
 		n.cluster.Replication(region).Cut()
 	}
 	n.must(n.cluster.Leader().Exec(n.ctx, "insert into entries select -40 from generate_series(1, 20000)"))
 	n.pause(50*time.Millisecond, 300*time.Millisecond)
+}
+
+// failover kills the primary before it has sent all that was written to the replica that takes its place. The other one
+// may have got it.
+func (n *nemesis) failover(behind []string) (follow []*process, name string) {
+	ord, syd := n.cluster.Server("ord"), n.cluster.Server("syd")
+	n.cutOff(behind)
 	n.must(n.cluster.Leader().Kill())
 	received := map[*pgcluster.Server]int64{}
 	for _, s := range []*pgcluster.Server{ord, syd} {
@@ -362,17 +481,54 @@ func (n *nemesis) failover() (follow []*process) {
 		n.cluster.Replication(region).Restore()
 	}
 	n.must(n.cluster.Promote(n.ctx, "ord"))
-	n.settle(n.forget)
-	n.mu.Lock()
-	n.faults[failover+", behind "+strings.Join(behind, " and ")]++
-	n.mu.Unlock()
-
 	for _, p := range n.processes {
 		if p.region == "ord" || received[syd] <= received[ord] {
 			follow = append(follow, p)
 		}
 	}
-	return follow
+	return follow, "failover"
+}
+
+// failoverBeside promotes a replica that has not got all that was written, while the old primary lives on and has the other
+// replica follow it. Nobody writes to it any more, but its log grows.
+func (n *nemesis) failoverBeside([]string) (follow []*process, name string) {
+	n.cutOff([]string{"ord"})
+	n.demote(func() { n.must(n.cluster.PromoteBeside(n.ctx, "ord")) })
+	n.cluster.Replication("ord").Restore()
+	n.t.Cleanup(n.grow("nrt"))
+	if n.r.IntN(2) == 0 {
+		n.rebuild("syd")
+		return n.processes, "failover beside the old primary, the other replica rebuilt"
+	}
+	for _, p := range n.processes {
+		if p.region == "ord" {
+			follow = append(follow, p)
+		}
+	}
+	return follow, "failover beside the old primary"
+}
+
+// restored puts the primary back to a copy of itself, from where it goes on as if what came after had never been. Replicas
+// may be ahead of it then.
+func (n *nemesis) restored(behind []string) (follow []*process, name string) {
+	nrt := n.cluster.Server("nrt")
+	for _, region := range behind {
+		n.cluster.Replication(region).Cut()
+	}
+	backup, err := nrt.Backup(n.ctx)
+	n.must(err)
+	for _, p := range n.processes {
+		n.writes(p)
+		if slices.Contains(behind, p.region) {
+			follow = append(follow, p)
+		}
+	}
+	n.pause(50*time.Millisecond, 300*time.Millisecond)
+	n.must(nrt.Restore(n.ctx, backup))
+	for _, region := range behind {
+		n.cluster.Replication(region).Restore()
+	}
+	return follow, "primary restored"
 }
 
 // one asks a server for one row.

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,6 +52,27 @@ func untold(path writePath) bool {
 	return strings.Contains(path.name, "raw") || strings.Contains(path.name, "another context")
 }
 
+// needsSession reports whether a path needs the same session in several transactions, which a pooler may not give it.
+func needsSession(name string) bool {
+	return slices.ContainsFunc([]string{"prepared", "prepare", "connection", "setting of the session", "cache statement", "describe exec"},
+		func(part string) bool { return strings.Contains(name, part) })
+}
+
+// unfinished leaves out what does not hold yet.
+var unfinished = os.Getenv("FLYREGION_CONSISTENCY_ALL") == ""
+
+// pathFunctions are the functions that paths call besides those that hide makes.
+const pathFunctions = `
+	create function s_entries.swallow(i int) returns int language plpgsql as
+		'begin insert into entries (id) values (i); return i; exception when others then return -1; end';
+	create function s_entries.own(i int) returns int language plpgsql set synchronous_commit = off as
+		'begin insert into entries (id) values (i); return i; end';
+	create function s_entries.seen(ids int[]) returns bigint stable language plpgsql as
+		'begin return (select count(*) from entries where id = any(ids)); end';
+	create function s_entries.looks(ids int[]) returns bigint language sql as
+		'select count(*) from entries where id = any(ids)';
+`
+
 // divided returns nil if a statement divided by zero, and what went wrong if it did not get as far.
 func divided(err error) error {
 	var pgErr *pgconn.PgError
@@ -81,6 +103,52 @@ func inSQLTx(ctx context.Context, p *Pool, options *sql.TxOptions, f func(*sql.T
 }
 
 var moreEntryWrites = []writePath{
+	{"function that swallows errors", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.QueryRow(ctx, "select s_"+table+".swallow($1)", id).Scan(new(int))
+	}},
+	{"function that swallows errors, in a batch", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.SendBatch(ctx, batchOf("select 1", fmt.Sprintf("select s_%s.swallow(%d)", table, id))).Close()
+	}},
+	{"function with a setting of its own", func(ctx context.Context, p *Pool, table string, id int) error {
+		return p.QueryRow(ctx, "select s_"+table+".own($1)", id).Scan(new(int))
+	}},
+	{"sql function that swallows errors", func(ctx context.Context, p *Pool, table string, id int) error {
+		return inDB(p, func(db *sql.DB) error {
+			return db.QueryRowContext(ctx, "select s_"+table+".swallow($1)", id).Scan(new(int))
+		})
+	}},
+	{"asynchronous connection by set_config", func(ctx context.Context, p *Pool, table string, id int) error {
+		return onConn(p, ctx, func(c *pgxpool.Conn) error {
+			err := execs(ctx, c, "select set_config('synchronous_commit', 'off', false)", insertText(table, id), "reset synchronous_commit")
+			if err != nil {
+				_ = c.Conn().Close(context.Background()) // so that nobody else commits asynchronously without knowing
+			}
+			return err
+		})
+	}},
+	{"asynchronous sql transaction", func(ctx context.Context, p *Pool, table string, id int) error {
+		return inSQLTx(ctx, p, nil, func(tx *sql.Tx) error {
+			if _, err := tx.ExecContext(ctx, "set local synchronous_commit = off"); err != nil {
+				return err
+			}
+			_, err := tx.ExecContext(ctx, insertSQL(table), id)
+			return err
+		})
+	}},
+	{"asynchronous transaction by set_config and a function", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			return execs(ctx, tx, "select set_config('synchronous_commit', 'off', true)", fmt.Sprintf("select s_%s.swallow(%d)", table, id))
+		})
+	}},
+	{"asynchronous copy", func(ctx context.Context, p *Pool, table string, id int) error {
+		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			if err := execs(ctx, tx, "set local synchronous_commit = off"); err != nil {
+				return err
+			}
+			_, err := tx.CopyFrom(ctx, pgx.Identifier{table}, []string{"id"}, pgx.CopyFromRows([][]any{{id}}))
+			return err
+		})
+	}},
 	{"text that divides by zero after its commit", func(ctx context.Context, p *Pool, table string, id int) error {
 		return divided(execs(ctx, p, "begin; "+insertText(table, id)+"; commit; select 1/0"))
 	}},
@@ -158,8 +226,56 @@ var moreEntryWrites = []writePath{
 	}},
 }
 
+// seesAll follows a condition and is true in a session with the setting that paths make.
+const seesAll = " and current_setting('app.sees', true) = 'all'"
+
 // entryReads count rows.
 var entryReads = slices.Concat(readPaths, []readPath{
+	{"stable function", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.QueryRow(ctx, "select s_"+table+".seen($1)", ids).Scan(&n)
+	}},
+	{"volatile function", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, p.QueryRow(ctx, "select s_"+table+".looks($1)", ids).Scan(&n)
+	}},
+	{"read-only transaction with a setting", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, pgx.BeginTxFunc(ctx, p, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			if err := execs(ctx, tx, "select set_config('app.sees', 'all', true)"); err != nil {
+				return err
+			}
+			return tx.QueryRow(ctx, countSQL(table)+seesAll, ids).Scan(&n)
+		})
+	}},
+	{"transaction with a setting", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+			if err := execs(ctx, tx, "set local app.sees = 'all'"); err != nil {
+				return err
+			}
+			return tx.QueryRow(ctx, countSQL(table)+seesAll, ids).Scan(&n)
+		})
+	}},
+	{"acquired with a setting of the session", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, onConn(p, ctx, func(c *pgxpool.Conn) error {
+			if err := execs(ctx, c, "select set_config('app.sees', 'all', false)"); err != nil {
+				return err
+			}
+			return errors.Join(c.QueryRow(ctx, countSQL(table)+seesAll, ids).Scan(&n), execs(ctx, c, "reset app.sees"))
+		})
+	}},
+	{"sql acquired with a setting of the session", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
+		return n, inDB(p, func(db *sql.DB) error {
+			c, err := db.Conn(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if _, err := c.ExecContext(ctx, "set app.sees = 'all'"); err != nil {
+				return err
+			}
+			err = c.QueryRowContext(ctx, countSQL(table)+seesAll, ids).Scan(&n)
+			_, resetErr := c.ExecContext(ctx, "reset app.sees")
+			return errors.Join(err, resetErr)
+		})
+	}},
 	{"slow query row", func(ctx context.Context, p *Pool, table string, ids []int) (n int, err error) {
 		return n, p.QueryRow(ctx, "select count(*) from "+table+", (select pg_sleep(0.03)) s where id = any($1)", ids).Scan(&n)
 	}},

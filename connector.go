@@ -434,6 +434,7 @@ func (p *Pool) open(ctx context.Context) (err error) {
 			_ = p.replicas.list[0].tracker.wait(ctx, position, 0, c.MaxReplicaWait)
 		}
 	}
+	texts.watch(primary)
 	if err := p.primary.open(ctx, primary); err != nil {
 		return err
 	}
@@ -475,6 +476,7 @@ func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Con
 }
 
 func (p *Pool) openReplica(ctx context.Context, region string, config *pgxpool.Config) error {
+	p.router.texts.watch(config)
 	r, err := newReplica(ctx, region, config, p.config.MaxReplicaWait)
 	if err != nil {
 		return err

@@ -1,8 +1,12 @@
 package flyregion
 
 import (
+	"context"
+	"sync/atomic"
+
 	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Access is what one SQL text may do to the database.
@@ -50,17 +54,50 @@ func factsOf(c *Config) sqltext.Facts {
 type texts struct {
 	facts    sqltext.Facts
 	prepared preparedNames
+
+	// How sessions read a text, as far as connections have told: every one so far, or one of them not.
+	plain, notPlain atomic.Bool // standard_conforming_strings is on
+	utf8, notUTF8   atomic.Bool // client_encoding is UTF8
 }
 
 // inspect looks at a text, or at the one that the name of a prepared statement stands for.
 func (t *texts) inspect(sql string) sqltext.Statement {
-	s := sqltext.Inspect(sql, t.facts)
-	if s.Access == sqltext.Write {
-		if text := t.prepared.text(sql); text != "" {
-			return sqltext.Inspect(text, t.facts)
-		}
+	if text := t.prepared.text(sql); text != "" {
+		sql = text
 	}
-	return s
+	facts := t.facts
+	facts.StandardStrings = t.plain.Load() && !t.notPlain.Load()
+	facts.UTF8 = t.utf8.Load() && !t.notUTF8.Load()
+	return sqltext.Inspect(sql, facts)
+}
+
+// watch has each new connection of a pool tell how its session reads a text.
+func (t *texts) watch(config *pgxpool.Config) {
+	afterConnect := config.AfterConnect
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if afterConnect != nil {
+			if err := afterConnect(ctx, conn); err != nil {
+				return err
+			}
+		}
+		note := func(parameter, want string, is, isNot *atomic.Bool) {
+			if conn.PgConn().ParameterStatus(parameter) == want {
+				setOnce(is)
+			} else {
+				setOnce(isNot)
+			}
+		}
+		note("standard_conforming_strings", "on", &t.plain, &t.notPlain)
+		note("client_encoding", "UTF8", &t.utf8, &t.notUTF8)
+		return nil
+	}
+}
+
+// setOnce sets b, without a write to memory if it is set.
+func setOnce(b *atomic.Bool) {
+	if !b.Load() {
+		b.Store(true)
+	}
 }
 
 // inspectBatch is inspect for the texts of a batch as if they were one.

@@ -13,6 +13,11 @@ func FuzzInspect(f *testing.F) {
 		f.Add(c.sql, uint64(i))
 	}
 	f.Fuzz(func(t *testing.T, sql string, choices uint64) {
+		var facts Facts
+		if choices%2 == 1 {
+			facts.StandardStrings, facts.UTF8 = true, true
+		}
+		inspect := func(sql string) Statement { return Inspect(sql, facts) }
 		want := inspect(sql)
 		tokens, ok := tokenize(sql)
 		if !ok {

@@ -34,7 +34,8 @@ const (
 	tokComma                // ,
 	tokDot                  // .
 	tokParam                // $1
-	tokOther                // a literal, an operator, [ and :
+	tokEscapes              // E'string', or what continues it
+	tokOther                // any other literal, an operator, [ and :
 )
 
 // inspector holds what was learned of a text, and of the statement in it that is being read.
@@ -430,7 +431,7 @@ func (p *inspector) onOther(kind token) {
 	switch p.state {
 	case inQuery, inWrite, inSet, inCopySource:
 		if kind == tokDot {
-			p.chained = p.prev == tokClose || p.prev == tokBracket || p.prev == tokParam || p.prev != tokOther && p.chained
+			p.chained = p.prev == tokClose || p.prev == tokBracket || p.prev == tokParam || p.prev != tokOther && p.prev != tokEscapes && p.chained
 		}
 	case inExplainOptions:
 		if p.clause == wordAnalyze {

@@ -195,10 +195,16 @@ func (p *inspector) prefixed(i int) int {
 	switch rest := sql[i+1:]; {
 	case folded[sql[i]] == 'e' && rest[0] == '\'':
 		end, _ := skipString(sql, i+2, true)
-		if end >= 0 && p.setting {
+		if end < 0 {
+			return -1
+		}
+		if !p.facts.UTF8 && escapesCharacter(sql[i+2:end]) {
+			p.wrote = true
+		}
+		if p.setting {
 			p.settingNamed(sql[i+2 : end-1])
 		}
-		p.onOther(tokOther)
+		p.onOther(tokEscapes)
 		return end
 	case folded[sql[i]] == 'u' && strings.HasPrefix(rest, "&'"):
 		return p.plainString(i + 3)
@@ -217,24 +223,29 @@ func (p *inspector) prefixed(i int) int {
 //
 // In such a string a backslash is a character like others, unless standard_conforming_strings is off, and the text does
 // not tell whether it is. The two readings part in one case only: at a quote after an odd number of backslashes. A text
-// that has one is a write. It is read on as with the default, on.
+// that has one is a write, unless the setting is known. It is read on as with the default, on.
+//
+// Behind an E string it may be the part of that which is continued on a new line, where a backslash does escape.
 func (p *inspector) plainString(i int) int {
+	kind := tokOther
+	if p.prev == tokEscapes {
+		kind = tokEscapes
+	}
 	end, escaped := skipString(p.sql, i, false)
-	if escaped {
+	if escaped && (!p.facts.StandardStrings || kind == tokEscapes) {
 		p.wrote = true
 	}
 	if end >= 0 && p.setting {
 		p.settingNamed(p.sql[i : end-1])
 	}
-	p.onOther(tokOther)
+	p.onOther(kind)
 	return end
 }
 
 // skipString returns where the string that began before i has ended, or -1, and whether a quote in it followed an odd
 // number of backslashes. With escapes such a quote does not end the string.
 //
-// The part of a string that is continued on a new line is taken for a string of its own. If it continues an E string,
-// backslashes do escape in it, which is the other reading that plainString has in mind.
+// The part of a string that is continued on a new line is taken for a string of its own.
 func skipString(sql string, i int, escapes bool) (end int, escaped bool) {
 	for {
 		n := strings.IndexByte(sql[i:], '\'')
@@ -253,6 +264,17 @@ func skipString(sql string, i int, escapes bool) (end int, escaped bool) {
 		}
 		i++
 	}
+}
+
+// escapesCharacter reports whether a backslash comes behind a byte outside of ASCII. In SJIS, BIG5, GBK and their like it can
+// be the second byte of a character.
+func escapesCharacter(text string) bool {
+	for i := 1; i < len(text); i++ {
+		if text[i] == '\\' && text[i-1] >= 0x80 {
+			return true
+		}
+	}
+	return false
 }
 
 // oddBackslashes reports whether a text, which is not all backslashes, ends in an odd number of them.

@@ -59,6 +59,12 @@ type Facts struct {
 	// Writing has the names of views and tables that call a function which may write when they are read, as the catalog
 	// has them. A text with such a name in it is a write.
 	Writing map[string]struct{}
+	// StandardStrings is that standard_conforming_strings is on in every session, so that a backslash is a character like
+	// others in a plain string. Otherwise a text is a write where that makes a difference.
+	StandardStrings bool
+	// UTF8 is that client_encoding is UTF8 in every session, so that no byte of a longer character is a backslash.
+	// Otherwise a text is a write where that could make a difference.
+	UTF8 bool
 }
 
 // Inspect looks at a SQL text as the server would read it. It reads the text once and does not allocate.

@@ -54,7 +54,7 @@ func untold(path writePath) bool {
 
 // needsSession reports whether a path needs the same session in several transactions, which a pooler may not give it.
 func needsSession(name string) bool {
-	return slices.ContainsFunc([]string{"prepared", "prepare", "connection", "setting of the session", "cache statement", "describe exec"},
+	return slices.ContainsFunc([]string{"prepared", "prepare", "connection", "setting of the session", "cache statement", "describe exec", "query described"},
 		func(part string) bool { return strings.Contains(name, part) })
 }
 

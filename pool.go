@@ -55,13 +55,11 @@ func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 // Exec runs a statement as [pgxpool.Pool.Exec] does, on the replica if it reads and on the primary if not. A read that
 // the replica cannot run is run on the primary; every other error is returned as pgx gave it.
 //
-// Whoever cannot pass a context says where with a comment of its own in the text: /* flyregion:primary */ or
-// /* flyregion:replica */, anywhere in it and beside other comments. A context says it louder, and what the replica
-// cannot run runs on the primary all the same.
+// A comment in the SQL chooses the server too: /* flyregion:primary */ or /* flyregion:replica */. The context goes before
+// the comment. What the replica cannot run runs on the primary in spite of the comment.
 //
-// A text of several statements is a read if all of them are. A transaction that it begins and does not end is rolled back,
-// as pgxpool closes a connection that comes back within one: begin, commit and SET TRANSACTION as texts of their own do
-// nothing on a Pool that lasts. They do on a connection of [Pool.Acquire].
+// SQL of several statements is a read if all of them are. If it begins a transaction and does not end it, the transaction
+// is rolled back, because pgxpool closes a connection that is released within one. Use [Pool.Begin] or [Pool.Acquire].
 func (p *Pool) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	if p.replicas == nil {
 		return p.primary.pool.Exec(ctx, sql, args...)
@@ -131,8 +129,12 @@ func (p *Pool) Begin(ctx context.Context) (pgx.Tx, error) {
 }
 
 // BeginTx starts a transaction as [pgxpool.Pool.BeginTx] does: on the replica if it is read-only and not serializable,
-// which a standby cannot be, and on the primary if not. Within a transaction nothing is run twice. One on the replica
-// cannot be made writable: SET TRANSACTION READ WRITE fails there with SQLSTATE 0A000.
+// which a standby cannot be, and on the primary if not.
+//
+// A read-only transaction moves to the primary if its first statement belongs there, such as one that takes an advisory
+// lock, or if the replica cannot run it. A later statement gets the replica's answer: an advisory lock is the replica's
+// own, a notification or SET TRANSACTION READ WRITE fails (SQLSTATE 0A000). Settings of the transaction, such as
+// set_config with true, do not move it.
 func (p *Pool) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error) {
 	if p.replicas == nil {
 		return p.primary.pool.BeginTx(ctx, options)

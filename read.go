@@ -194,27 +194,21 @@ func (rd *reads) query(ctx context.Context, rt *route, sql string, args []any) (
 	var sendErr error
 	rows, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRows, error) {
 		rows := &replicaRows{sql: sql}
-		if rows.Rows, sendErr = conn.Query(ctx, sql, args...); sendErr != nil {
-			rows.begun = true
-			return rows, sendErr
-		}
-		rows.first = rows.Rows.Next()
+		sendErr = rows.start(conn.Query(ctx, sql, args...))
 		return rows, rows.Rows.Err()
 	})
 	switch {
 	case rt.to == targetPrimary:
 		return nil, err
 	case rows == nil:
-		return &replicaRows{Rows: &failedRows{err: err}, begun: true}, err
-	case sendErr != nil:
-		return rows, sendErr
+		return &replicaRows{Rows: &failedRows{err: err}, begun: true, ended: true}, err
 	}
 	// An error behind the sending is that of the rows, as in pgx.
 	rows.replicaRead = read
-	if !rows.first {
-		rows.end()
+	if rows.ended {
+		rows.release()
 	}
-	return rows, nil
+	return rows, sendErr
 }
 
 // queryRow runs a statement with one row on a replica. It returns when the statement has ended: the row is delivered only

@@ -129,6 +129,23 @@ func (r *router) routeTx(ctx context.Context, options pgx.TxOptions) route {
 	return rt
 }
 
+// leavesReplica says why a statement does not run in a transaction on a replica, "" if it does. Settings, savepoints,
+// cursors and the like are a transaction's own wherever it runs.
+func (r *router) leavesReplica(sql string, args []any) reason {
+	s := r.texts.inspect(sql)
+	switch {
+	case s.Hint == sqltext.HintReplica:
+		return ""
+	case s.Hint == sqltext.HintPrimary:
+		return becauseAsked
+	case s.Access == sqltext.Write && !s.Settings && !s.TxControl && !s.OtherCommand, rewritten(args):
+		return becauseWrite
+	case r.refused.contains(sql):
+		return becauseRefused
+	}
+	return ""
+}
+
 // moves says why a read that failed on a replica is to run on the primary, "" if it is not. It may run again because the
 // first run did nothing: a standby cannot write, nor can any session of a replica's pool. The caller has seen nothing of
 // the first run.

@@ -19,6 +19,19 @@ type replicaRows struct {
 	sql   string
 	first bool // the first row has arrived
 	begun bool // Next or Close has been called
+	ended bool
+}
+
+// start waits for the first row of what Query returned. It returns the error of the sending.
+func (rows *replicaRows) start(sent pgx.Rows, err error) error {
+	rows.Rows = sent
+	if err != nil {
+		rows.begun, rows.ended = true, true
+		return err
+	}
+	rows.first = sent.Next()
+	rows.ended = !rows.first
+	return nil
 }
 
 func (rows *replicaRows) Next() bool {
@@ -72,9 +85,10 @@ func (rows *replicaRows) Values() ([]any, error) {
 // end gives the connection back when the rows are closed. A write that the replica refused behind the first row cannot
 // move, but its next run begins on the primary.
 func (rows *replicaRows) end() {
-	if rows.conn == nil {
+	if rows.ended {
 		return
 	}
+	rows.ended = true
 	if err := rows.Rows.Err(); err != nil {
 		rows.reads.router.remember(rows.sql, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -15,13 +16,141 @@ func (rd *reads) begin(ctx context.Context, rt *route, options pgx.TxOptions) (p
 	if err != nil || rt.to == targetPrimary {
 		return nil, err
 	}
-	return &replicaTx{Tx: tx, replicaRead: read}, nil
+	return &replicaTx{Tx: tx, replicaRead: read, options: options, route: *rt, unused: true}, nil
 }
 
-// replicaTx is a read-only transaction on a replica.
+// replicaTx is a read-only transaction on a replica. If its first statement belongs to the primary, or the replica cannot
+// run it, the transaction begins anew there: nothing has happened in it yet.
 type replicaTx struct {
-	pgx.Tx
+	pgx.Tx // on whichever server it is
 	replicaRead[*pgxpool.Conn]
+	options pgx.TxOptions
+	route   route
+	unused  bool // nothing has run in it
+}
+
+// inTx runs a statement of a transaction.
+func inTx[T any](ctx context.Context, tx *replicaTx, sql string, args []any, run func() (T, error)) (result T, err error) {
+	if !tx.takeFirst() {
+		return run()
+	}
+	router := tx.reads.router
+	why := router.leavesReplica(sql, args)
+	if why == "" {
+		if result, err = run(); err == nil || usedOnce(args) {
+			return result, err
+		}
+		if why = router.moves(ctx, &tx.route, tx.Tx.Conn(), sql, err); why == "" {
+			return result, err
+		}
+	}
+	if err := tx.move(ctx, why); err != nil {
+		return result, err
+	}
+	return run()
+}
+
+// takeFirst reports whether what is about to run is the transaction's first statement and may move.
+func (tx *replicaTx) takeFirst() bool {
+	first := tx.unused && tx.route.target != targetReplica
+	tx.unused = false
+	return first
+}
+
+// move begins the transaction anew on the primary.
+func (tx *replicaTx) move(ctx context.Context, why reason) error {
+	// What is lost with it is a transaction in which nothing has happened.
+	_ = tx.Tx.Rollback(ctx)
+	tx.release()
+	moved, err := tx.reads.primary.begin(ctx, why, tx.options)
+	if err != nil {
+		return err
+	}
+	tx.Tx = moved
+	return nil
+}
+
+func (tx *replicaTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	return inTx(ctx, tx, sql, args, func() (pgconn.CommandTag, error) {
+		return tx.Tx.Exec(ctx, sql, args...)
+	})
+}
+
+func (tx *replicaTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if !tx.unused {
+		return tx.Tx.Query(ctx, sql, args...)
+	}
+	var sendErr error
+	rows, err := inTx(ctx, tx, sql, args, func() (*replicaRows, error) {
+		rows := &replicaRows{sql: sql, replicaRead: replicaRead[*pgxpool.Conn]{reads: tx.reads}}
+		sendErr = rows.start(tx.Tx.Query(ctx, sql, args...))
+		return rows, rows.Rows.Err()
+	})
+	if rows == nil {
+		return &failedRows{err: err}, err
+	}
+	return rows, sendErr
+}
+
+func (tx *replicaTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if !tx.unused {
+		return tx.Tx.QueryRow(ctx, sql, args...)
+	}
+	r, err := inTx(ctx, tx, sql, args, func() (*replicaRow, error) {
+		r := &replicaRow{}
+		rows, err := tx.Tx.Query(ctx, sql, args...)
+		return r, r.read(tx.Tx.Conn(), rows, err)
+	})
+	if r == nil {
+		r = &replicaRow{}
+	}
+	r.err = err
+	return r
+}
+
+// SendBatch sends a batch. As a transaction's first it moves if the text of one of its statements says so.
+func (tx *replicaTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	if tx.takeFirst() {
+		for _, q := range b.QueuedQueries {
+			why := tx.reads.router.leavesReplica(q.SQL, q.Arguments)
+			if why == "" {
+				continue
+			}
+			if err := tx.move(ctx, why); err != nil {
+				return pgx.FailedBatchResults(b, err)
+			}
+			break
+		}
+	}
+	return tx.Tx.SendBatch(ctx, b)
+}
+
+func (tx *replicaTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+	return inTx(ctx, tx, sql, nil, func() (*pgconn.StatementDescription, error) {
+		return tx.Tx.Prepare(ctx, name, sql)
+	})
+}
+
+func (tx *replicaTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (int64, error) {
+	tx.unused = false
+	return tx.Tx.CopyFrom(ctx, table, columns, source)
+}
+
+func (tx *replicaTx) LargeObjects() pgx.LargeObjects {
+	tx.unused = false
+	return tx.Tx.LargeObjects()
+}
+
+// Begin starts a pseudo nested transaction, as pgx does. What runs in it does not move.
+func (tx *replicaTx) Begin(ctx context.Context) (pgx.Tx, error) {
+	tx.unused = false
+	return tx.Tx.Begin(ctx)
+}
+
+// Conn returns the connection. What runs on it does not move.
+func (tx *replicaTx) Conn() *pgx.Conn {
+	tx.unused = false
+	return tx.Tx.Conn()
 }
 
 // Commit commits the transaction and gives its connection back.

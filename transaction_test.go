@@ -236,7 +236,7 @@ func closedConns(t *testing.T, p *pgxpool.Pool) int {
 }
 
 // TestTransactionsOnReplica holds what differs across regions to what is documented: a transaction on the replica cannot
-// be made writable, and what it leaves open is closed there.
+// be made writable once something has run in it, and what it leaves open is closed there.
 func TestTransactionsOnReplica(t *testing.T) {
 	cluster := sharedCluster(t)
 	pool := poolIn(t, cluster, "ord")
@@ -250,11 +250,25 @@ func TestTransactionsOnReplica(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := tx.Exec(ctx, "set local statement_timeout = '1min'"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := tx.Exec(ctx, "set transaction read write"); sqlState(err) != "0A000" {
 		t.Errorf("making a replica's transaction writable: %v", err)
 	}
 	if _, err := tx.Exec(ctx, "insert into "+name+" values (1)"); sqlState(err) != "25P02" {
 		t.Errorf("writing in it: %v", err)
+	}
+	if err := tx.Rollback(ctx); err != nil {
+		t.Error(err)
+	}
+
+	// As a transaction's first statement it moves.
+	if tx, err = pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}); err != nil {
+		t.Fatal(err)
+	}
+	if err := execs(ctx, tx, "set transaction read write", "insert into "+name+" values (1)"); err != nil {
+		t.Error(err)
 	}
 	if err := tx.Rollback(ctx); err != nil {
 		t.Error(err)

@@ -8,70 +8,67 @@ import (
 var shapeSeed = maphash.MakeSeed()
 
 // Shape hashes what of a text is neither literal, parameter, comment nor white space. A list of literals counts as one,
-// however long. Of a text that is malformed it hashes what comes before.
+// however long, but for the arguments of a call, as functions of one name differ in their number. Of a text that is
+// malformed it hashes what comes before.
 func Shape(sql string) uint64 {
 	h := uint64(1)
 	mix := func(x uint64) {
 		h = (bits.RotateLeft64(h, 5) ^ x) * 0x9e3779b97f4a7c15
 	}
 	const literalMark = 0x100 // no byte
-	literal := false          // what was hashed last is a literal
-	for i := 0; i >= 0 && i < len(sql); {
-		start, c := i, sql[i]
-		value := false
-		switch classes[c] {
-		case classSpace, classComma:
-			i++
-			continue
-		case classDash:
-			if i++; i < len(sql) && sql[i] == '-' {
-				i = skipLine(sql, i)
-				continue
-			}
-		case classSlash:
-			if i++; i < len(sql) && sql[i] == '*' {
-				i = skipComment(sql, i+1)
-				continue
-			}
-		case classDigit:
-			i, value = skipNumber(sql, i), true
-		case classDot:
-			if i++; i < len(sql) && classes[sql[i]] == classDigit {
-				i, value = skipNumber(sql, start), true
-			}
-		case classQuote:
-			i, _ = skipString(sql, i+1, false)
-			value = true
-		case classDollar:
-			i, _ = skipDollar(sql, i)
-			value = true
-		case className:
-			i = skipName(sql, i+1)
-		case classLetter:
-			for i++; i < len(sql) && inName[sql[i]]; {
-				i++
-			}
-			if i == start+1 && i < len(sql) && sql[i] == '\'' {
-				i, _ = skipString(sql, i+1, folded[c] == 'e')
-				value = true
-			}
-		default:
-			i++
-		}
-
-		switch {
-		case i < 0:
-		case value:
+	var (
+		literal = false // what was hashed last is a literal
+		called  = ""    // the token before, if a parenthesis behind it may be that of a call
+		calls   uint64  // for each open parenthesis or bracket, the innermost in the lowest bit, whether it is that of a call
+	)
+	for kind, i, end := nextToken(sql, 0); end >= 0; kind, i, end = nextToken(sql, end) {
+		name := ""
+		switch kind {
+		case classDigit, classQuote, classDollar:
 			if !literal {
 				mix(literalMark)
 			}
-		case i == start+1:
-			mix(uint64(c))
-		default:
-			mix(maphash.String(shapeSeed, sql[start:i]))
+			literal, called = true, ""
+			continue
+		case classComma:
+			if calls&1 == 1 {
+				mix(uint64(sql[i]))
+				literal = false
+			}
+			called = ""
+			continue
+		case classOpen:
+			calls <<= 1
+			if called != "" && takesArguments(called) {
+				calls |= 1
+			}
+		case classClose, classBracket:
+			calls >>= 1
+		case classOperator:
+			if sql[i] == '[' {
+				calls <<= 1
+			}
+		case classLetter, className:
+			name = sql[i:end]
 		}
-		literal = value
+		if end == i+1 {
+			mix(uint64(sql[i]))
+		} else {
+			mix(maphash.String(shapeSeed, sql[i:end]))
+		}
+		literal, called = false, name
 	}
 	// The seed makes where a shape ends up unknown to those who write texts.
 	return maphash.Comparable(shapeSeed, h)
+}
+
+// takesArguments reports whether what is in a parenthesis behind a name may be arguments, not a list of values.
+func takesArguments(name string) bool {
+	w := lookup(name)
+	return w != wordValues && !w.reserved()
+}
+
+// NameShape is Shape for the name of a prepared statement, which stands in place of a text. It is taken as it is.
+func NameShape(name string) uint64 {
+	return maphash.Comparable(shapeSeed, maphash.String(shapeSeed, name))
 }

@@ -3,6 +3,7 @@ package flyregion
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -10,104 +11,172 @@ import (
 )
 
 // replicaBatch is a batch of reads on a replica. What the replica cannot run the primary runs, with all that comes after
-// it, unseen: the queries before have done nothing but read, and each query of a batch has a snapshot of its own anyway.
-// What is sent is a copy, as pgx changes a batch that it sends, and runs its callbacks without asking.
+// it: the queries before have done nothing but read, and each query of a batch has a snapshot of its own anyway.
+//
+// What is sent is a copy, because pgx changes a batch that it sends, and because the caller may use his own for something
+// else before a query moves. The callbacks of the copies lead here, so that pgx decides which of the caller's are run.
 type replicaBatch struct {
 	pgx.BatchResults // of whichever server answers
 
 	replicaRead[*pgxpool.Conn]
 	route   route
 	ctx     context.Context
-	queries []*pgx.QueuedQuery // the caller's, never sent
-	next    int                // of queries, whose result is next
-	moved   bool               // the primary answers
-	peeked  pgx.Rows           // of the first query, if Close has looked at them
+	caller  *pgx.Batch
+	queries []pgx.QueuedQuery // what the caller's batch was when it was sent
+	next    int               // of queries, whose result is next
+	rows    *replicaRows      // of the latest query, if the replica answers it
+	moved   bool              // the primary answers
+	failed  bool              // the caller has been told of an error, so that no query moves any more
+	stop    error             // what the remaining callbacks return instead of being run
+	closing bool              // Close runs, which uses the connection until it ends
 	closed  bool
 	err     error // what Close returns
 }
 
-// sendBatch sends a batch to a replica.
+// errNoCallbacks ends the results of a batch without running the callbacks that are left.
+var errNoCallbacks = errors.New("flyregion: no more callbacks")
+
+// sendBatch sends a batch to a replica. An error that pgx finds before anything is run is settled here.
 func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.BatchResults {
-	results, read, err := onReplica(ctx, rd, rt, plainConns, "", func(conn *pgxpool.Conn) (pgx.BatchResults, error) {
-		if rt.target == targetReplica {
-			// It stays there, and may begin a transaction.
-			return conn.SendBatch(ctx, b), nil
-		}
-		return conn.SendBatch(ctx, newBatch(b.QueuedQueries)), nil
-	})
-	switch {
-	case rt.to == targetPrimary:
-		return nil
-	case err != nil:
-		return pgx.FailedBatchResults(b, err)
-	case rt.target == targetReplica:
-		return &pinnedBatch{results, replicaTx{Tx: results.Tx(), replicaRead: read}}
+	if rt.target == targetReplica {
+		return rd.sendPinnedBatch(ctx, rt, b)
 	}
-	return &replicaBatch{BatchResults: results, replicaRead: read, route: *rt, ctx: ctx, queries: b.QueuedQueries}
+	batch := &replicaBatch{ctx: ctx, caller: b}
+	if batch.queries = copyQueries(b.QueuedQueries); batch.queries == nil {
+		rt.toPrimary(becauseConsumable)
+		return nil
+	}
+	results, read, err := onReplica(ctx, rd, rt, plainConns, "", func(conn *pgxpool.Conn) (pgx.BatchResults, error) {
+		// The caller's arguments are encoded first, and the copies only if that is to be done once more.
+		sent := batch.from(0)
+		for i, q := range b.QueuedQueries {
+			sent.QueuedQueries[i].Arguments = q.Arguments
+		}
+		return conn.SendBatch(ctx, sent), nil
+	})
+	if rt.to == targetPrimary {
+		return nil
+	}
+	if err != nil {
+		return pgx.FailedBatchResults(b, err)
+	}
+	if conn := read.conn.Conn(); !conn.PgConn().IsBusy() {
+		// It was not sent.
+		defer read.release()
+		err := results.Close()
+		var preprocessing pgx.ErrPreprocessingBatch
+		_ = errors.As(err, &preprocessing)
+		if why := rd.router.moves(ctx, rt, conn, preprocessing.SQL(), err); why != "" {
+			rt.toPrimary(why)
+			return nil
+		}
+		return pgx.FailedBatchResults(b, err)
+	}
+	batch.BatchResults, batch.replicaRead, batch.route = results, read, *rt
+	return batch
 }
 
-// newBatch returns a batch of queries without their callbacks.
-func newBatch(queries []*pgx.QueuedQuery) *pgx.Batch {
-	b := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(queries))}
+// copyQueries returns the queries with arguments that nobody changes, nil if some cannot be copied.
+func copyQueries(queries []*pgx.QueuedQuery) []pgx.QueuedQuery {
+	n := 0
 	for _, q := range queries {
-		b.Queue(q.SQL, q.Arguments...)
+		n += len(q.Arguments)
 	}
-	return b
+	copies, args := make([]pgx.QueuedQuery, len(queries)), make([]any, 0, n)
+	for i, q := range queries {
+		from := len(args)
+		for _, arg := range q.Arguments {
+			c, ok := copyArgument(arg)
+			if !ok {
+				return nil
+			}
+			args = append(args, c)
+		}
+		copies[i] = pgx.QueuedQuery{SQL: q.SQL, Arguments: args[from:len(args):len(args)]}
+	}
+	return copies
+}
+
+// from returns the queries from one on as a batch that pgx may change.
+func (b *replicaBatch) from(first int) *pgx.Batch {
+	queries := slices.Clone(b.queries[first:])
+	callback := func(pgx.BatchResults) error { return b.callback() }
+	batch := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, len(queries))}
+	for i := range queries {
+		queries[i].Fn = callback
+		batch.QueuedQueries[i] = &queries[i]
+	}
+	return batch
+}
+
+// callback runs the callback of the next query, as pgx would.
+func (b *replicaBatch) callback() error {
+	if b.stop != nil {
+		return b.stop
+	}
+	if b.next < len(b.caller.QueuedQueries) {
+		if f := b.caller.QueuedQueries[b.next].Fn; f != nil {
+			b.stop = f(b)
+			return b.stop
+		}
+	}
+	// Its error is that of the results, if it ends them.
+	_, _ = b.Exec()
+	return nil
 }
 
 // move sends the query whose result was err, and all after it, to the primary if that is allowed.
 func (b *replicaBatch) move(err error) (moved bool) {
-	if b.moved || b.closed || err == nil || b.next > len(b.queries) {
+	if b.moved || b.closed || b.next > len(b.queries) {
 		return false
 	}
-	// Closing first tells whether the connection has survived.
+	if b.rows != nil {
+		b.rows.Close() // the error may be theirs
+	}
+	if b.failed {
+		return false
+	}
+
+	// Closing first tells whether the connection has survived. No callback is run on the way.
+	b.stop = err
 	_ = b.BatchResults.Close()
-	failed := b.queries[b.next-1]
-	why := b.reads.router.moves(b.ctx, &b.route, b.conn.Conn(), failed.SQL, err)
+	b.stop = nil
+	why := b.reads.router.moves(b.ctx, &b.route, b.conn.Conn(), b.queries[b.next-1].SQL, err)
 	if why == "" {
+		b.failed = true
 		return false
 	}
 	b.moved = true
-	b.release()
-	b.BatchResults = b.reads.primary.sendBatch(b.ctx, why, newBatch(b.queries[b.next-1:]))
+	if !b.closing {
+		b.release()
+	}
+	b.BatchResults = b.reads.primary.sendBatch(b.ctx, why, b.from(b.next-1))
 	return true
 }
 
 func (b *replicaBatch) Exec() (pgconn.CommandTag, error) {
-	if b.err != nil {
-		return pgconn.CommandTag{}, b.err
-	}
-	if rows := b.takePeeked(); rows != nil {
-		rows.Close()
-		return rows.CommandTag(), rows.Err()
-	}
 	b.next++
 	tag, err := b.BatchResults.Exec()
-	if b.move(err) {
+	if err != nil && b.move(err) {
 		return b.BatchResults.Exec()
 	}
 	return tag, err
 }
 
+// Query returns when the first row has arrived, as that of a pool does.
 func (b *replicaBatch) Query() (pgx.Rows, error) {
-	if b.err != nil {
-		return &failedRows{err: b.err}, b.err
-	}
-	if rows := b.takePeeked(); rows != nil {
-		return rows, rows.Err()
-	}
 	b.next++
-	rows, err := b.BatchResults.Query()
-	if err != nil {
-		if b.move(err) {
-			return b.BatchResults.Query()
-		}
-		return rows, err
+	sent, err := b.BatchResults.Query()
+	if b.moved || b.closed || b.next > len(b.queries) {
+		return sent, err
 	}
-	if b.moved {
-		return rows, nil
+	rows := &replicaRows{replicaRead: replicaRead[*pgxpool.Conn]{reads: b.reads}, sql: b.queries[b.next-1].SQL, batch: b}
+	err = rows.start(sent, err)
+	if failure := sent.Err(); failure != nil && b.move(failure) {
+		return b.BatchResults.Query()
 	}
-	return &batchRows{Rows: rows, batch: b}, nil
+	b.rows = rows
+	return rows, err
 }
 
 func (b *replicaBatch) QueryRow() pgx.Row {
@@ -116,85 +185,33 @@ func (b *replicaBatch) QueryRow() pgx.Row {
 }
 
 // Close does what the Close of pgx's own results does: it runs the callbacks of the queries whose results were not read,
-// up to the first error.
+// up to the first error. No connection is lost where one of them panics.
 func (b *replicaBatch) Close() error {
 	if b.closed {
 		return b.err
 	}
-	b.peek()
-	for b.err == nil && b.next < len(b.queries) {
-		if q := b.queries[b.next]; q.Fn != nil {
-			b.err = q.Fn(b)
-		} else {
-			_, b.err = b.Exec()
+	b.closing = true
+	moved, returned := b.moved, false
+	defer func() {
+		if !returned {
+			b.stop = errNoCallbacks
+			_ = b.BatchResults.Close()
+		}
+		b.closed = true
+		b.release()
+	}()
+
+	b.err = b.BatchResults.Close()
+	if b.rows != nil {
+		b.rows.Close()
+	}
+	if b.moved && !moved {
+		if b.err = b.BatchResults.Close(); b.stop != nil {
+			b.err = b.stop
 		}
 	}
-	b.closed = true
-	if err := b.BatchResults.Close(); b.err == nil {
-		b.err = err
-	}
-	b.release()
+	returned = true
 	return b.err
-}
-
-// peek finds out whether the batch failed before any of it was run, as one does that has a mistake in a text. pgx runs no
-// callback then.
-func (b *replicaBatch) peek() {
-	if b.next > 0 || b.next == len(b.queries) || b.queries[0].Fn == nil {
-		return
-	}
-	rows, err := b.Query()
-	var early pgx.ErrPreprocessingBatch
-	if errors.As(err, &early) {
-		b.err = err
-		return
-	}
-	b.peeked = rows
-	b.next = 0
-}
-
-func (b *replicaBatch) takePeeked() pgx.Rows {
-	rows := b.peeked
-	if rows != nil {
-		b.peeked = nil
-		b.next++
-	}
-	return rows
-}
-
-// batchRows are the rows of one query of a batch. Until the first of them is delivered the query may still move.
-type batchRows struct {
-	pgx.Rows // of whichever server answers
-	batch    *replicaBatch
-	settled  bool // a row was delivered, or the rows have ended
-}
-
-// ended is called when the rows are closed. It reports whether the primary has begun to answer instead.
-func (r *batchRows) ended() (moved bool) {
-	if r.settled {
-		return false
-	}
-	r.settled = true
-	if !r.batch.move(r.Rows.Err()) {
-		return false
-	}
-	r.Rows, _ = r.batch.BatchResults.Query()
-	return true
-}
-
-func (r *batchRows) Next() bool {
-	if r.Rows.Next() {
-		r.settled = true
-		return true
-	}
-	return r.ended() && r.Rows.Next()
-}
-
-func (r *batchRows) Close() {
-	r.Rows.Close()
-	if r.ended() {
-		r.Rows.Close()
-	}
 }
 
 // pinnedBatch is a batch on a replica that does not move. If it began a transaction, that gives the connection back.
@@ -203,12 +220,21 @@ type pinnedBatch struct {
 	tx replicaTx // its Tx is nil if there is none
 }
 
-func (b *pinnedBatch) Close() error {
-	err := b.BatchResults.Close()
-	if b.tx.Tx == nil {
-		b.tx.release()
+func (rd *reads) sendPinnedBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.BatchResults {
+	results, read, err := onReplica(ctx, rd, rt, plainConns, "", func(conn *pgxpool.Conn) (pgx.BatchResults, error) {
+		return conn.SendBatch(ctx, b), nil
+	})
+	if err != nil {
+		return pgx.FailedBatchResults(b, err)
 	}
-	return err
+	return &pinnedBatch{results, replicaTx{Tx: results.Tx(), replicaRead: read}}
+}
+
+func (b *pinnedBatch) Close() error {
+	if b.tx.Tx == nil {
+		defer b.tx.release() // where a callback panics too
+	}
+	return b.BatchResults.Close()
 }
 
 func (b *pinnedBatch) Tx() pgx.Tx {

@@ -167,8 +167,7 @@ type forwardedBatch struct {
 	forwarding // ends with the results
 }
 
-func (b *forwardedBatch) Close() error {
-	err := b.BatchResults.Close()
-	b.end(err)
-	return err
+func (b *forwardedBatch) Close() (err error) {
+	defer func() { b.end(err) }() // where a callback panics too
+	return b.BatchResults.Close()
 }

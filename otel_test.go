@@ -519,7 +519,7 @@ func TestForwardSpanReasons(t *testing.T) {
 			// From the second time on the replica is not asked.
 			p.router.refused.add("select " + writes + "()")
 		}},
-		{reason: becauseOnce, operation: "exec", run: func(t *testing.T, p *Pool) error {
+		{reason: becauseConsumable, operation: "exec", run: func(t *testing.T, p *Pool) error {
 			_, err := p.Exec(t.Context(), "select $1::text", valuer(func() (driver.Value, error) { return "once", nil }))
 			return err
 		}},

@@ -43,7 +43,7 @@ const (
 	becauseConflict    reason = "replica_conflict"    // replay would not wait for the statement
 	becauseMissing     reason = "replica_missing"     // the replica does not know an object yet
 	becauseBroken      reason = "replica_broken"      // the replica lacks a file, space or memory, or its copy is corrupt
-	becauseOnce        reason = "argument_used_once"  // an argument could not be sent to a second server
+	becauseConsumable  reason = "argument_used_once"  // an argument could not be sent to a second server
 )
 
 // route is where a statement goes, before the replica is asked whether it can serve.
@@ -76,7 +76,7 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 	switch {
 	case s.Hint == sqltext.HintPrimary:
 		rt.toPrimary(becauseAsked)
-	case s.Hint == sqltext.HintReplica && !usedOnce(args):
+	case s.Hint == sqltext.HintReplica && !consumable(args):
 		// Unlike WithReplica a comment may be older than the statement that it stands in: what the replica cannot run
 		// the primary runs.
 		rt.to, rt.why = targetReplica, becauseAsked
@@ -84,8 +84,8 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 		rt.toPrimary(becauseWrite)
 	case r.refused.contains(sql):
 		rt.toPrimary(becauseRefused)
-	case usedOnce(args):
-		rt.toPrimary(becauseOnce)
+	case consumable(args):
+		rt.toPrimary(becauseConsumable)
 	default:
 		rt.to, rt.why = targetReplica, becauseRead
 	}
@@ -109,8 +109,8 @@ func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
 			switch {
 			case s.Hint != sqltext.HintReplica && r.refused.contains(q.SQL):
 				rt.toPrimary(becauseRefused)
-			case usedOnce(q.Arguments):
-				rt.toPrimary(becauseOnce)
+			case consumable(q.Arguments):
+				rt.toPrimary(becauseConsumable)
 			}
 		}
 	}

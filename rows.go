@@ -17,8 +17,9 @@ type replicaRows struct {
 	pgx.Rows
 	replicaRead[*pgxpool.Conn]
 	sql   string
-	first bool // the first row has arrived
-	begun bool // Next or Close has been called
+	batch *replicaBatch // that the read belongs to, and that has the connection, or nil
+	first bool          // the first row has arrived
+	begun bool          // Next or Close has been called
 	ended bool
 }
 
@@ -91,6 +92,9 @@ func (rows *replicaRows) end() {
 	rows.ended = true
 	if err := rows.Rows.Err(); err != nil {
 		rows.reads.router.remember(rows.sql, err)
+		if rows.batch != nil {
+			rows.batch.failed = true
+		}
 	}
 	rows.release()
 }

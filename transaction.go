@@ -37,7 +37,7 @@ func inTx[T any](ctx context.Context, tx *replicaTx, sql string, args []any, run
 	router := tx.reads.router
 	why := router.leavesReplica(sql, args)
 	if why == "" {
-		if result, err = run(); err == nil || usedOnce(args) {
+		if result, err = run(); err == nil || consumable(args) {
 			return result, err
 		}
 		if why = router.moves(ctx, &tx.route, tx.Tx.Conn(), sql, err); why == "" {

@@ -59,9 +59,9 @@ type deepValuer struct{ parts []map[string]any }
 
 func (v deepValuer) Value() (driver.Value, error) { return v.parts[0]["body"].(driver.Valuer).Value() }
 
-// oneTimeArguments make arguments that stand for the text "5" when they are looked at for the first time, and for
+// consumableArguments make arguments that stand for the text "5" when they are looked at for the first time, and for
 // something else afterwards.
-var oneTimeArguments = map[string]func() any{
+var consumableArguments = map[string]func() any{
 	"reader":            func() any { return readerValuer{strings.NewReader("5")} },
 	"pointer to reader": func() any { return &readerValuer{io.LimitReader(strings.NewReader("55"), 1)} },
 	"buffer":            func() any { return bufferValuer{bytes.NewBufferString("5")} },
@@ -89,9 +89,9 @@ var oneTimeArguments = map[string]func() any{
 	},
 }
 
-// TestOneTimeArguments runs what looks like a read, and is refused by the replica as a write, with arguments that can be
+// TestConsumableArguments runs what looks like a read, and is refused by the replica as a write, with arguments that can be
 // used once. They must not be used a second time for the run on the primary.
-func TestOneTimeArguments(t *testing.T) {
+func TestConsumableArguments(t *testing.T) {
 	cluster := dropInCluster(t)
 	s, done := newSubject(t, cluster, "two regions", nil)
 	defer done()
@@ -151,7 +151,7 @@ func TestOneTimeArguments(t *testing.T) {
 			return n, stmt.QueryRowContext(ctx, arg).Scan(&n)
 		},
 	}
-	for kind, argument := range oneTimeArguments {
+	for kind, argument := range consumableArguments {
 		for how, run := range runs {
 			t.Run(kind+" by "+how, func(t *testing.T) {
 				if err := cluster.Leader().Exec(t.Context(), "delete from dropin.w"); err != nil {

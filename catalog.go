@@ -1,0 +1,251 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flyregion/flyregion/internal/sqltext"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// catalog remembers what the database's own catalog says of functions, as no text tells whether a function writes. A
+// standby refuses a write, but a function may catch the error and return as if nothing had happened, or may have acted
+// outside of the database before. So a call is a write if any function of its name is VOLATILE, in whichever schema, and
+// so is a text that names a view, or a table with policies, that calls one.
+//
+// A replica is asked on the connection of the first read that needs an answer. All answers are forgotten when this
+// process may have changed the schema, when a replica does not know a function, and after catalogAge, in which what other
+// processes change is not seen.
+type catalog struct {
+	functions map[string]sqltext.Access // the app's own answers, which go first
+	writing   []string          // those of them that write
+	answers   atomic.Pointer[catalogAnswers]
+	asking    chan struct{} // has a place for the one who asks
+
+	mu     sync.Mutex
+	expiry *time.Timer // guarded by mu; forgets the answers
+	closed bool        // guarded by mu
+}
+
+// catalogAnswers is immutable: the catalog changes by replacing it, so that a read costs one atomic load.
+type catalogAnswers struct {
+	sqltext.Facts
+	// complete says that Facts has every view and table that calls a volatile function.
+	complete bool
+	// asked are the names of functions that Facts has an answer for, or had before everything was forgotten.
+	asked []string
+	// required is what a server must show for its answer to count.
+	required sessionState
+}
+
+const (
+	// catalogAge bounds how old an answer may be.
+	catalogAge = time.Minute
+	// maxAsked bounds how many names of functions are remembered that were asked for one by one.
+	maxAsked = 2000
+	// maxDependents bounds how many views, tables and functions may depend on volatile functions.
+	maxDependents = 20000
+)
+
+var (
+	errTooManyDependents = fmt.Errorf("flyregion: more than %d names depend on volatile functions", maxDependents)
+	errSchemaChanged     = errors.New("flyregion: the schema may have changed while the catalog was asked")
+)
+
+func newCatalog(functions map[string]sqltext.Access) *catalog {
+	c := &catalog{functions: functions, asking: make(chan struct{}, 1)}
+	for name, access := range functions {
+		if access == sqltext.Write {
+			c.writing = append(c.writing, name)
+		}
+	}
+	c.answers.Store(&catalogAnswers{Facts: sqltext.Facts{Functions: functions}})
+	return c
+}
+
+// decides reports whether what the answers make of a text is certain.
+func (a *catalogAnswers) decides(s sqltext.Statement) bool {
+	return s.Access == sqltext.Write || a.complete && !s.UnknownCalls
+}
+
+// forget forgets all answers. What is asked for from now on must come from a server that shows required.
+func (c *catalog) forget(required sessionState) {
+	for {
+		old := c.answers.Load()
+		next := &catalogAnswers{Facts: sqltext.Facts{Functions: c.functions}, asked: old.asked, required: required}
+		if c.answers.CompareAndSwap(old, next) {
+			return
+		}
+	}
+}
+
+// expire forgets all answers because they are old, or because a server does not know a function.
+func (c *catalog) expire() { c.forget(c.answers.Load().required) }
+
+// close stops the timer. Later answers are remembered for ever.
+func (c *catalog) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	c.closed = true
+	if c.expiry != nil {
+		c.expiry.Stop()
+	}
+}
+
+func (c *catalog) expireLater() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	switch {
+	case c.closed:
+	case c.expiry == nil:
+		c.expiry = time.AfterFunc(catalogAge, c.expire)
+	default:
+		c.expiry.Reset(catalogAge)
+	}
+}
+
+// ask has the answers that decide what texts do, and asks the server at the other end of conn for those that are missing.
+// Others who ask at the same time wait for it. shows reports whether the server shows a position of this process's writes.
+func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessionState) bool, texts []string) (*catalogAnswers, error) {
+	select {
+	case c.asking <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-c.asking }()
+
+	old := c.answers.Load()
+	var names []string
+	for _, sql := range texts {
+		names = append(names, sqltext.UnknownCalls(sql, old.Facts)...)
+	}
+	if old.complete && len(names) == 0 {
+		return old, nil // who asked before has asked for this
+	}
+	if !shows(old.required) {
+		return nil, errNotReplayed
+	}
+
+	base := old
+	if len(old.asked)+len(names) > maxAsked {
+		base = &catalogAnswers{Facts: sqltext.Facts{Functions: c.functions}, required: old.required}
+	}
+	if !base.complete {
+		names = append(names, base.asked...)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	sql, params := volatileCallsSQL, [][]byte{textArray(names)}
+	if !base.complete {
+		sql, params = volatileSQL, append(params, textArray(c.writing))
+	}
+	result := conn.ExecParams(ctx, sql, params, nil, nil, nil).Read()
+	if result.Err != nil {
+		return nil, result.Err
+	}
+	if len(result.Rows) > maxDependents {
+		return nil, errTooManyDependents
+	}
+
+	next := c.with(base, names, result.Rows)
+	if !c.answers.CompareAndSwap(old, next) {
+		return nil, errSchemaChanged
+	}
+	if !base.complete {
+		c.expireLater()
+	}
+	return next, nil
+}
+
+// with returns base and what a server answered when it was asked for names.
+func (c *catalog) with(base *catalogAnswers, names []string, rows [][][]byte) *catalogAnswers {
+	next := &catalogAnswers{Facts: base.Facts, complete: true, asked: names, required: base.required}
+	if base.complete {
+		next.asked = slices.Concat(base.asked, names)
+	} else {
+		next.Writing = map[string]struct{}{}
+	}
+	next.Called = make(map[string]sqltext.Access, len(next.asked))
+	maps.Copy(next.Called, base.Called)
+	for _, name := range names {
+		next.Called[name] = sqltext.Read
+	}
+	for _, row := range rows {
+		name, called, function, foreign := string(row[0]), string(row[1]) == "t", string(row[2]), string(row[3]) == "t"
+		access, ok := c.functions[function]
+		switch {
+		case ok && access == sqltext.Read, !ok && foreign && sqltext.IsHarmless(function):
+		case called:
+			next.Called[name] = sqltext.Write
+		default:
+			next.Writing[name] = struct{}{}
+		}
+	}
+	if len(next.Writing) == 0 {
+		next.Writing = nil
+	}
+	return next
+}
+
+// textArray returns the text form of an array.
+func textArray(elements []string) []byte {
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	array := []byte{'{'}
+	for i, element := range elements {
+		if i > 0 {
+			array = append(array, ',')
+		}
+		array = append(array, '"')
+		array = append(array, escape.Replace(element)...)
+		array = append(array, '"')
+	}
+	return append(array, '}')
+}
+
+// isForeignSQL is whether the function p is the server's own or an extension's.
+const isForeignSQL = `(p.oid < 16384 or exists (select from pg_catalog.pg_depend e ` +
+	`where e.classid = 'pg_catalog.pg_proc'::regclass and e.objid = p.oid and e.deptype = 'e'))`
+
+// volatileCallsSQL asks which of the functions named by $1 are VOLATILE, in any schema and with any arguments. Each row
+// is what is named, whether as the function of a call, the volatile function that it reaches, and whether that is not the
+// app's.
+const volatileCallsSQL = `select p.proname, true, p.proname, ` + isForeignSQL + ` from pg_catalog.pg_proc p ` +
+	`where p.proname = any($1::name[]) and p.provolatile = 'v'`
+
+// volatileSQL asks that, and what depends on a volatile function, or on one named by $2, that is not the server's own:
+// other functions (aggregates, and those whose body the server has parsed), and views and tables with policies, through
+// operators and each other too. t.f may be a call of a function f that takes a row, so the name of such a function is
+// treated like that of a table.
+const volatileSQL = volatileCallsSQL + ` union ` +
+	`(with recursive reaches(classid, objid, function, isforeign) as (` +
+	`select 'pg_catalog.pg_proc'::regclass::oid, p.oid, p.proname, ` + isForeignSQL + ` from pg_catalog.pg_proc p ` +
+	`where (p.oid >= 16384 and p.provolatile = 'v' or p.proname = any($2::name[])) ` +
+	`and p.prorettype <> all('{pg_catalog.trigger,pg_catalog.event_trigger}'::regtype[]) ` +
+	`union ` +
+	`select o.classid, o.objid, r.function, r.isforeign from reaches r cross join lateral (` +
+	`select d.classid, d.objid from pg_catalog.pg_depend d where d.refclassid = r.classid and d.refobjid = r.objid ` +
+	`and d.classid in ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass, ` +
+	`'pg_catalog.pg_rewrite'::regclass, 'pg_catalog.pg_policy'::regclass) ` +
+	// A table that has rules for writes, and a materialized view, run no function when they are read.
+	`union all select 'pg_catalog.pg_class'::regclass, w.ev_class from pg_catalog.pg_rewrite w ` +
+	`join pg_catalog.pg_class c on c.oid = w.ev_class ` +
+	`where r.classid = 'pg_catalog.pg_rewrite'::regclass and w.oid = r.objid and w.ev_type = '1' and c.relkind = 'v' ` +
+	`union all select 'pg_catalog.pg_class'::regclass, w.polrelid from pg_catalog.pg_policy w ` +
+	`where r.classid = 'pg_catalog.pg_policy'::regclass and w.oid = r.objid and w.polcmd in ('r', '*')) o) ` +
+	`select p.proname, true, r.function, r.isforeign from reaches r join pg_catalog.pg_proc p on p.oid = r.objid ` +
+	`where r.classid = 'pg_catalog.pg_proc'::regclass and p.provolatile <> 'v' ` +
+	`union select c.relname, false, r.function, r.isforeign from reaches r join pg_catalog.pg_class c on c.oid = r.objid ` +
+	`where r.classid = 'pg_catalog.pg_class'::regclass ` +
+	`union select p.proname, false, p.proname, ` + isForeignSQL + ` from pg_catalog.pg_proc p ` +
+	`join pg_catalog.pg_type t on t.oid = p.proargtypes[0] ` +
+	`where p.oid >= 16384 and p.provolatile = 'v' and p.pronargs - p.pronargdefaults <= 1 ` +
+	`and (t.typtype = 'c' or t.typname in ('record', 'any') or t.typname like 'any%'))`

@@ -1,0 +1,211 @@
+package flyregion
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/flyregion/flyregion/internal/pgcluster"
+	"github.com/flyregion/flyregion/internal/sqltext"
+	"github.com/jackc/pgx/v5"
+)
+
+// volatileSchema makes a schema s of functions that catch the refusal of a standby, and of what calls them.
+const volatileSchema = `
+	create schema s;
+	create table s.log (id int);
+	create function s.log(int) returns int language plpgsql as $$
+		begin insert into s.log values ($1); return 1; exception when others then return 0; end $$;
+	create function s.stable_(int) returns int language sql stable as 'select $1';
+	create function s.over_(int) returns int language sql immutable as 'select $1';
+	create function s.over_(int, int) returns int language plpgsql as $$ begin return s.log($1); end $$;
+	create function s."Quo""ted"(int) returns int language plpgsql as $$ begin return s.log($1); end $$;
+	create function s."quo""ted"(int) returns int language plpgsql stable as $$ begin return 1; end $$;
+	create function s.trans(int, int) returns int language plpgsql as $$ begin return s.log($2); end $$;
+	create aggregate s.agg(int) (sfunc = s.trans, stype = int, initcond = 0);
+	create function s.defaulted(a int default s.log(1)) returns int stable language sql as 'select $1';
+	create function s.random(int) returns int language plpgsql as $$ begin return s.log($1); end $$;
+	create function s.only_reads(int) returns int language plpgsql as $$ begin return $1; end $$;
+	create procedure s.proc() language sql as 'select 1';
+	create view s.v as select s.log(1) as x;
+	create view s."V 2" as select * from s.v;
+	create view s.v3 as select s.agg(x) from s."V 2";
+	create materialized view s.mv as select 1 as x union all select s.log(1) where false;
+	create view s.over_mv as select * from s.mv;
+	create view s.of_declared as select s.only_reads(1);
+	create view s.random_ as select random();
+	create table s.pol (id int);
+	alter table s.pol enable row level security;
+	create policy p on s.pol using (s.log(id) = 1);
+	create view s.over_pol as select * from s.pol;
+	create table s.pol_w (id int);
+	create policy p on s.pol_w for insert with check (s.log(id) = 1);
+	create function s.op(int, int) returns bool language plpgsql as $$ begin return s.log($1) = 1; end $$;
+	create operator s.### (function = s.op, leftarg = int, rightarg = int);
+	create view s.op_v as select 1 operator(s.###) 2 as x;
+	create function s.full_name(s.pol) returns text language plpgsql as $$ begin return s.log(1); end $$;
+	create function s.trig() returns trigger language plpgsql as $$ begin return new; end $$;
+	create trigger t before insert on s.log for each row execute function s.trig();
+	create rule r as on update to s.log do also select s.log(1);`
+
+// makeVolatileSchema makes that schema, and drops it when the test ends.
+func makeVolatileSchema(t testing.TB, cluster *pgcluster.Cluster) {
+	t.Helper()
+	if err := cluster.Leader().Exec(context.Background(), volatileSchema); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Leader().Exec(context.Background(), "drop schema s cascade"); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := cluster.Server("ord").WaitReplayed(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func anyPosition(sessionState) bool { return true }
+
+// TestCatalogAnswers asks a standby for functions, and for what depends on them.
+func TestCatalogAnswers(t *testing.T) {
+	cluster := sharedCluster(t)
+	ctx := t.Context()
+	makeVolatileSchema(t, cluster)
+	conn, err := poolIn(t, cluster, "ord").Replica().Acquire(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+
+	c := newCatalog(map[string]sqltext.Access{"only_reads": sqltext.Read})
+	defer c.close()
+	a, err := c.ask(ctx, conn.Conn().PgConn(), anyPosition, []string{
+		"select log(1), stable_(2), over_(3), nosuch(4), count(*), coalesce(1)",
+		`select "Quo""ted"(1), "quo""ted"(2), random(), gen_random_uuid(), proc()`,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantCalled := map[string]sqltext.Access{
+		"log": sqltext.Write, "stable_": sqltext.Read, "over_": sqltext.Write, "nosuch": sqltext.Read, "count": sqltext.Read,
+		"coalesce": sqltext.Read, `Quo"ted`: sqltext.Write, `quo"ted`: sqltext.Read, "random": sqltext.Write,
+		"gen_random_uuid": sqltext.Read, "proc": sqltext.Write,
+		// Not asked for, but they are not volatile and call what is.
+		"agg": sqltext.Write, "defaulted": sqltext.Write,
+	}
+	if !maps.Equal(a.Called, wantCalled) {
+		t.Errorf("calls are %v, want %v", a.Called, wantCalled)
+	}
+	wantWriting := []string{"V 2", "full_name", "op_v", "over_pol", "pol", "v", "v3"}
+	if got := slices.Sorted(maps.Keys(a.Writing)); !slices.Equal(got, wantWriting) {
+		t.Errorf("writing are %q, want %q", got, wantWriting)
+	}
+
+	// Later names are added.
+	a, err = c.ask(ctx, conn.Conn().PgConn(), anyPosition, []string{"select trans(1, 2), op(1, 2), stable_(1), only_reads(1)"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(wantCalled, map[string]sqltext.Access{"trans": sqltext.Write, "op": sqltext.Write})
+	if !maps.Equal(a.Called, wantCalled) || len(a.Writing) != len(wantWriting) || c.answers.Load() != a {
+		t.Errorf("then calls are %v, want %v", a.Called, wantCalled)
+	}
+	// What was forgotten is asked for together.
+	c.expire()
+	if a := c.answers.Load(); a.complete || len(a.Called) > 0 || len(a.Writing) > 0 {
+		t.Error("not everything was forgotten")
+	}
+	if a, err = c.ask(ctx, conn.Conn().PgConn(), anyPosition, []string{"select 1"}); err != nil || !maps.Equal(a.Called, wantCalled) {
+		t.Errorf("after it was forgotten, calls are %v, %v, want %v", a, err, wantCalled)
+	}
+}
+
+// TestCatalogIsBounded asks for more names than are remembered.
+func TestCatalogIsBounded(t *testing.T) {
+	cluster := sharedCluster(t)
+	ctx := t.Context()
+	conn, err := poolIn(t, cluster, "ord").Replica().Acquire(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+
+	c := newCatalog(nil)
+	defer c.close()
+	for i := range 8 {
+		var calls []string
+		for j := range 600 {
+			calls = append(calls, fmt.Sprintf("f%d(1)", 600*i+j))
+		}
+		a, err := c.ask(ctx, conn.Conn().PgConn(), anyPosition, []string{"select " + strings.Join(calls, ", ")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !a.decides(sqltext.Inspect("select f"+fmt.Sprint(600*i)+"(1)", a.Facts)) {
+			t.Error("what was just asked for is not known")
+		}
+		if len(a.Called) > maxAsked+100 || len(a.asked) > maxAsked {
+			t.Errorf("%d names are known", len(a.Called))
+		}
+	}
+}
+
+// TestCatalogForgetsWhileAsked changes the schema while a server is asked.
+func TestCatalogForgetsWhileAsked(t *testing.T) {
+	cluster := sharedCluster(t)
+	conn, err := poolIn(t, cluster, "ord").Replica().Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+
+	c := newCatalog(nil)
+	defer c.close()
+	required := sessionState{position: 7}
+	_, err = c.ask(t.Context(), conn.Conn().PgConn(), func(sessionState) bool { c.forget(required); return true }, []string{"select f(1)"})
+	if err != errSchemaChanged || c.answers.Load().complete {
+		t.Errorf("the answer counts: %v", err)
+	}
+	_, err = c.ask(t.Context(), conn.Conn().PgConn(), func(s sessionState) bool { return s != required }, []string{"select f(1)"})
+	if err != errNotReplayed {
+		t.Errorf("a server was asked that does not show the change: %v", err)
+	}
+}
+
+// TestCatalogAsksOnce lets many ask at the same time.
+func TestCatalogAsksOnce(t *testing.T) {
+	cluster := sharedCluster(t)
+	ctx := t.Context()
+	c := newCatalog(nil)
+	defer c.close()
+	asked := 0 // guarded by the place to ask
+	var wg sync.WaitGroup
+	for range 20 {
+		conn, err := pgx.ConnectConfig(ctx, poolIn(t, cluster, "ord").Replica().Config().ConnConfig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer conn.Close(context.Background())
+			if _, err := c.ask(ctx, conn.PgConn(), func(sessionState) bool { asked++; return true }, []string{"select f(1)"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if asked != 1 {
+		t.Errorf("the server was asked %d times", asked)
+	}
+	// Who waits for another waits no longer than he wants.
+	c.expire()
+	c.asking <- struct{}{}
+	limited, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := c.ask(limited, nil, anyPosition, []string{"select f(1)"}); err != context.Canceled {
+		t.Errorf("%v, want that the context has ended", err)
+	}
+}

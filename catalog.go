@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/flyregion/flyregion/internal/sqltext"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -25,7 +26,7 @@ import (
 // processes change is not seen.
 type catalog struct {
 	functions map[string]sqltext.Access // the app's own answers, which go first
-	writing   []string          // those of them that write
+	writing   []string                  // those of them that write
 	answers   atomic.Pointer[catalogAnswers]
 	asking    chan struct{} // has a place for the one who asks
 
@@ -41,13 +42,16 @@ type catalogAnswers struct {
 	complete bool
 	// asked are the names of functions that Facts has an answer for, or had before everything was forgotten.
 	asked []string
-	// required is what a server must show for its answer to count.
-	required sessionState
+	// required is what a server must show if its answer is to hold for all. The answer of one that does not is provisional:
+	// it holds for reads on servers that do not show it either.
+	required    sessionState
+	provisional bool
 }
 
 const (
-	// catalogAge bounds how old an answer may be.
-	catalogAge = time.Minute
+	// catalogAge bounds how old an answer may be, and provisionalAge how old a provisional one.
+	catalogAge     = time.Minute
+	provisionalAge = time.Second
 	// maxAsked bounds how many names of functions are remembered that were asked for one by one.
 	maxAsked = 2000
 	// maxDependents bounds how many views, tables and functions may depend on volatile functions.
@@ -70,12 +74,12 @@ func newCatalog(functions map[string]sqltext.Access) *catalog {
 	return c
 }
 
-// decides reports whether what the answers make of a text is certain.
+// decides reports whether what the answers make of a text is certain, on any server.
 func (a *catalogAnswers) decides(s sqltext.Statement) bool {
-	return s.Access == sqltext.Write || a.complete && !s.UnknownCalls
+	return s.Access == sqltext.Write || a.complete && !a.provisional && !s.UnknownCalls
 }
 
-// forget forgets all answers. What is asked for from now on must come from a server that shows required.
+// forget forgets all answers, because the schema may have changed. A server that shows required shows the change.
 func (c *catalog) forget(required sessionState) {
 	for {
 		old := c.answers.Load()
@@ -86,8 +90,25 @@ func (c *catalog) forget(required sessionState) {
 	}
 }
 
-// expire forgets all answers because they are old, or because a server does not know a function.
+// expire forgets all answers because they are old.
 func (c *catalog) expire() { c.forget(c.answers.Load().required) }
+
+// forgetCalls forgets what is known of the functions that a text calls, because a server does not know one of them.
+func (c *catalog) forgetCalls(sql string) {
+	names := sqltext.UnknownCalls(sql, sqltext.Facts{Functions: c.functions})
+	for {
+		old := c.answers.Load()
+		next := *old
+		next.Called = maps.Clone(old.Called)
+		maps.DeleteFunc(next.Called, func(name string, access sqltext.Access) bool {
+			return access == sqltext.Read && slices.Contains(names, name)
+		})
+		next.asked = slices.DeleteFunc(slices.Clone(old.asked), func(name string) bool { return slices.Contains(names, name) })
+		if c.answers.CompareAndSwap(old, &next) {
+			return
+		}
+	}
+}
 
 // close stops the timer. Later answers are remembered for ever.
 func (c *catalog) close() {
@@ -100,22 +121,24 @@ func (c *catalog) close() {
 	}
 }
 
-func (c *catalog) expireLater() {
+// expireIn lets all answers be forgotten after a time.
+func (c *catalog) expireIn(age time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
 	switch {
 	case c.closed:
 	case c.expiry == nil:
-		c.expiry = time.AfterFunc(catalogAge, c.expire)
+		c.expiry = time.AfterFunc(age, c.expire)
 	default:
-		c.expiry.Reset(catalogAge)
+		c.expiry.Reset(age)
 	}
 }
 
-// ask has the answers that decide what texts do, and asks the server at the other end of conn for those that are missing.
-// Others who ask at the same time wait for it. shows reports whether the server shows a position of this process's writes.
-func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessionState) bool, texts []string) (*catalogAnswers, error) {
+// ask returns answers that decide what texts do on the server at the other end of conn, and asks it for those that are
+// missing. Others who ask at the same time wait for it. shows reports whether the server shows a position of this
+// process's writes, and unknown names the functions of which the answers so far say nothing.
+func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessionState) bool, unknown func(*catalogAnswers) []string) (*catalogAnswers, error) {
 	select {
 	case c.asking <- struct{}{}:
 	case <-ctx.Done():
@@ -124,20 +147,18 @@ func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessi
 	defer func() { <-c.asking }()
 
 	old := c.answers.Load()
-	var names []string
-	for _, sql := range texts {
-		names = append(names, sqltext.UnknownCalls(sql, old.Facts)...)
-	}
-	if old.complete && len(names) == 0 {
+	names := unknown(old)
+	provisional := !shows(old.required)
+	if old.complete && len(names) == 0 && (provisional || !old.provisional) {
 		return old, nil // who asked before has asked for this
-	}
-	if !shows(old.required) {
-		return nil, errNotReplayed
 	}
 
 	base := old
-	if len(old.asked)+len(names) > maxAsked {
+	switch {
+	case len(old.asked)+len(names) > maxAsked:
 		base = &catalogAnswers{Facts: sqltext.Facts{Functions: c.functions}, required: old.required}
+	case old.provisional && !provisional:
+		base = &catalogAnswers{Facts: sqltext.Facts{Functions: c.functions}, required: old.required, asked: old.asked}
 	}
 	if !base.complete {
 		names = append(names, base.asked...)
@@ -157,11 +178,15 @@ func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessi
 	}
 
 	next := c.with(base, names, result.Rows)
+	next.provisional = provisional
 	if !c.answers.CompareAndSwap(old, next) {
 		return nil, errSchemaChanged
 	}
-	if !base.complete {
-		c.expireLater()
+	switch {
+	case provisional:
+		c.expireIn(provisionalAge)
+	case !base.complete:
+		c.expireIn(catalogAge)
 	}
 	return next, nil
 }
@@ -194,6 +219,45 @@ func (c *catalog) with(base *catalogAnswers, names []string, rows [][][]byte) *c
 		next.Writing = nil
 	}
 	return next
+}
+
+// decide asks the catalog about texts of which the router could not tell whether they read. It reports whether they do;
+// if not, the route leads to the primary.
+func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.Conn) bool {
+	limited, cancel := context.WithTimeout(ctx, rd.maxWait)
+	defer cancel()
+
+	answers, err := rd.router.texts.catalog.ask(limited, conn.PgConn(), func(required sessionState) bool {
+		if !rd.primary.covers(required) {
+			required = rd.primary.session.load()
+		}
+		return rd.primary.covers(required) && rep.shows(conn, required)
+	}, func(known *catalogAnswers) (names []string) {
+		for _, sql := range rt.undecided {
+			names = append(names, sqltext.UnknownCalls(sql, rd.router.texts.facts(known))...)
+		}
+		return names
+	})
+	if err != nil {
+		if limited.Err() != nil && ctx.Err() == nil && conn.IsClosed() {
+			rep.health.fail() // so that others do not wait for it as long
+		}
+		rt.toPrimary(becauseCatalog)
+		return false
+	}
+	facts := rd.router.texts.facts(answers)
+	for _, sql := range rt.undecided {
+		s := sqltext.Inspect(sql, facts)
+		switch {
+		case s.Access == sqltext.Write:
+			rt.toPrimary(becauseWrite)
+			return false
+		case s.UnknownCalls:
+			rt.toPrimary(becauseCatalog)
+			return false
+		}
+	}
+	return true
 }
 
 // textArray returns the text form of an array.

@@ -413,7 +413,7 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	if p.telemetry, err = newTelemetry(c.Telemetry); err != nil {
 		return err
 	}
-	texts := &texts{facts: factsOf(c)}
+	texts := &texts{catalog: newCatalog(functionsOf(c))}
 	p.router = &router{texts: texts}
 	p.primary.texts, p.primary.telemetry = texts, p.telemetry
 	p.primary.fallbacks = make(chan struct{}, max(1, c.MaxConns/2))

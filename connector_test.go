@@ -724,11 +724,12 @@ func TestSimulateReplica(t *testing.T) {
 	// A function that writes is refused by the read-only session and run on the other, unseen.
 	function := name + "_f"
 	if err := cluster.Leader().Exec(ctx, fmt.Sprintf(
-		"create function %s(n int) returns int language sql as 'insert into %s values (n) returning id'", function, name)); err != nil {
+		"create function %[1]s_v(n int) returns int language sql as 'insert into %[2]s values (n) returning id'; "+
+			"create function %[1]s(n int) returns int stable language sql as 'select %[1]s_v(n)'", function, name)); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := cluster.Leader().Exec(ctx, "drop function "+function); err != nil {
+		if err := cluster.Leader().Exec(ctx, "drop function "+function+", "+function+"_v"); err != nil {
 			t.Error(err)
 		}
 	}()

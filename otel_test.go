@@ -434,9 +434,11 @@ func TestForwardSpanReasons(t *testing.T) {
 		})
 		return function
 	}
-	writes := define("language sql as 'insert into " + name + " values (1) returning id'")
-	dies := define("language sql as 'select (pg_is_in_recovery() and pg_terminate_backend(pg_backend_pid()))::int'")
-	lingers := define("language plpgsql as 'begin if pg_is_in_recovery() then perform pg_sleep(60); end if; return 0; end'")
+	volatile := define("language sql as 'insert into " + name + " values (1) returning id'")
+	// The replica is asked for what pretends to read only.
+	writes := define("stable language sql as 'select " + volatile + "()'")
+	dies := define("stable language sql as 'select (pg_is_in_recovery() and pg_terminate_backend(pg_backend_pid()))::int'")
+	lingers := define("stable language plpgsql as 'begin if pg_is_in_recovery() then perform pg_sleep(60); end if; return 0; end'")
 	if err := ord.WaitReplayed(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -514,6 +516,7 @@ func TestForwardSpanReasons(t *testing.T) {
 			link.Cut()
 			t.Cleanup(link.Restore)
 		}},
+		{reason: becauseWrite, operation: "exec", run: exec("select " + volatile + "()")},
 		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), replica: "read"},
 		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), before: func(t *testing.T, p *Pool) {
 			// From the second time on the replica is not asked.

@@ -251,6 +251,7 @@ func (p *Pool) Close() {
 	}
 	closing.Wait()
 	if p.telemetry != nil {
+		p.router.texts.catalog.close()
 		p.telemetry.close()
 	}
 }

@@ -20,13 +20,15 @@ const (
 	maxPreparedName = 63
 )
 
-// text returns what a name stands for, "" if nothing is known or if it means different things on different connections.
-func (n *preparedNames) text(name string) string {
+// text returns what a name stands for, "" if it means different things on different connections. It reports whether
+// anything is known of the name.
+func (n *preparedNames) text(name string) (text string, ok bool) {
 	texts := n.texts.Load()
 	if texts == nil || len(name) > maxPreparedName {
-		return ""
+		return "", false
 	}
-	return (*texts)[name]
+	text, ok = (*texts)[name]
+	return text, ok
 }
 
 func (n *preparedNames) add(name, text string) {

@@ -8,7 +8,7 @@ import (
 
 func TestPreparedNames(t *testing.T) {
 	var n preparedNames
-	if text := n.text("get"); text != "" {
+	if text, ok := n.text("get"); ok {
 		t.Errorf("of nothing it knows %q", text)
 	}
 	long := strings.Repeat("x", maxPreparedName+1)
@@ -19,8 +19,8 @@ func TestPreparedNames(t *testing.T) {
 	n.add("both", "select 1")
 	n.add(long, "select 1")
 	for name, want := range map[string]string{"get": "select 1", "both": "", long: "", "other": ""} {
-		if text := n.text(name); text != want {
-			t.Errorf("%s stands for %q, want %q", name, text, want)
+		if text, ok := n.text(name); text != want || ok != (want != "" || name == "both") {
+			t.Errorf("%s stands for %q, %v, want %q", name, text, ok, want)
 		}
 	}
 
@@ -31,7 +31,7 @@ func TestPreparedNames(t *testing.T) {
 		t.Errorf("it knows %d names, want %d", known, maxPreparedNames)
 	}
 	n.add("get", "delete from t")
-	if text := n.text("get"); text != "" {
+	if text, ok := n.text("get"); text != "" || !ok {
 		t.Errorf("when it is full a name that has two meanings stands for %q", text)
 	}
 }

@@ -83,7 +83,7 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 
 	build := config.BuildFrontend
 	config.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		f = &forwarder{r: r, w: w, noteRaw: p.session.wroteUnknown, measured: p.measuredAtMost}
+		f = &forwarder{r: r, w: w, noteRaw: p.wroteRaw, measured: p.measuredAtMost}
 		return build(f, f)
 	}
 
@@ -111,6 +111,12 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 		conn.CustomData()[customDataKey] = &primaryConn{forwarder: f}
 		return nil
 	}
+}
+
+// wroteRaw notes what was sent past the tracer: it may have written anything.
+func (p *primary) wroteRaw() {
+	p.session.wroteUnknown()
+	p.texts.catalog.forget(p.session.load())
 }
 
 // measured takes a round trip into account, as a new connection measures it.

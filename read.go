@@ -89,6 +89,9 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		conn, err = await(ctx, rd, rt, rep, from, state, opened)
 	}
 	switch {
+	case err == nil && rt.undecided != nil && !rd.decide(ctx, rt, rep, conn.Conn()):
+		from.release(rep, conn)
+		return nil, nil, ctx.Err()
 	case err == nil:
 		rd.telemetry.sent(ctx, targetReplica, rt.why)
 		return rep, conn, nil

@@ -43,6 +43,7 @@ const (
 	becauseConflict    reason = "replica_conflict"    // replay would not wait for the statement
 	becauseMissing     reason = "replica_missing"     // the replica does not know an object yet
 	becauseBroken      reason = "replica_broken"      // the replica lacks a file, space or memory, or its copy is corrupt
+	becauseCatalog     reason = "catalog_unknown"     // the catalog could not be asked which functions are volatile
 	becauseConsumable  reason = "argument_used_once"  // an argument could not be sent to a second server
 )
 
@@ -51,6 +52,8 @@ type route struct {
 	intent
 	to  target
 	why reason
+	// undecided are texts of which only the database's catalog can tell whether they read.
+	undecided []string
 }
 
 // router decides where statements go. It asks nobody.
@@ -72,7 +75,9 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 		return rt
 	}
 
-	s := r.texts.inspect(sql)
+	answers := r.texts.catalog.answers.Load()
+	text := r.texts.text(sql)
+	s := sqltext.Inspect(text, r.texts.facts(answers))
 	switch {
 	case s.Hint == sqltext.HintPrimary:
 		rt.toPrimary(becauseAsked)
@@ -88,6 +93,9 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 		rt.toPrimary(becauseConsumable)
 	default:
 		rt.to, rt.why = targetReplica, becauseRead
+		if !answers.decides(s) {
+			rt.undecided = []string{text}
+		}
 	}
 	return rt
 }
@@ -95,7 +103,8 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 // routeBatch is route for a batch.
 func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
 	rt := route{intent: intentOf(ctx)}
-	s := r.texts.inspectBatch(b)
+	answers := r.texts.catalog.answers.Load()
+	s := r.texts.inspectBatch(b, answers)
 	switch {
 	case rt.target != targetAny:
 		rt.to, rt.why = rt.target, becauseAsked
@@ -111,6 +120,11 @@ func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
 				rt.toPrimary(becauseRefused)
 			case consumable(q.Arguments):
 				rt.toPrimary(becauseConsumable)
+			}
+		}
+		if rt.to == targetReplica && s.Hint != sqltext.HintReplica && !answers.decides(s) {
+			for _, q := range b.QueuedQueries {
+				rt.undecided = append(rt.undecided, r.texts.text(q.SQL))
 			}
 		}
 	}
@@ -186,14 +200,17 @@ func (r *router) remember(sql string, err error) reason {
 		return becauseConflict
 	case "55P03": // a lock that replay holds was not released within lock_timeout
 		return becauseConflict
-	case "42P01", "42703", "42883", "42704", "3F000": // a table, column, function, type, schema that is not there yet
+	case "42883": // a function that is not there yet
+		r.texts.catalog.forgetCalls(r.texts.text(sql))
+		return becauseMissing
+	case "42P01", "42703", "42704", "3F000": // a table, column, type, schema that is not there yet
 		return becauseMissing
 	case "22P02": // invalid_text_representation
 		if pgErr.Routine == "enum_in" || pgErr.Routine == "enum_recv" { // a value of an enum that is not there yet
 			return becauseMissing
 		}
 	case "42601": // a name that AfterConnect prepared, but not on this server, is no SQL
-		if r.texts.prepared.text(sql) != "" {
+		if _, prepared := r.texts.prepared.text(sql); prepared {
 			return becauseMissing
 		}
 	case "58P01", "58030", // a file or a library is missing, or cannot be read

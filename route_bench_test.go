@@ -20,7 +20,9 @@ func BenchmarkRoute(b *testing.B) {
 		prepare func(*Pool)
 	}{
 		{"new", func(*Pool) {}},
-		{"with functions", func(p *Pool) { p.router.texts.facts = factsOf(&Config{Functions: map[string]Access{"enqueue": Write}}) }},
+		{"with functions", func(p *Pool) {
+			p.router.texts.catalog = newCatalog(functionsOf(&Config{Functions: map[string]Access{"enqueue": Write}}))
+		}},
 		{"after a refusal", func(p *Pool) { p.router.refused.add("select enqueue($1)") }},
 	} {
 		c.prepare(pool)

@@ -38,21 +38,21 @@ func Classify(sql string) Access {
 	return Access(sqltext.Inspect(sql, sqltext.Facts{}).Access)
 }
 
-// factsOf returns what a config says that a text does not show.
-func factsOf(c *Config) sqltext.Facts {
+// functionsOf returns what a config says of functions, nil for nothing.
+func functionsOf(c *Config) map[string]sqltext.Access {
 	if len(c.Functions) == 0 {
-		return sqltext.Facts{}
+		return nil
 	}
 	functions := make(map[string]sqltext.Access, len(c.Functions))
 	for name, access := range c.Functions {
 		functions[name] = sqltext.Access(access)
 	}
-	return sqltext.Facts{Functions: functions}
+	return functions
 }
 
 // texts knows what the app's statements do, from their texts.
 type texts struct {
-	facts    sqltext.Facts
+	catalog  *catalog
 	prepared preparedNames
 
 	// How sessions read a text, as far as connections have told: every one so far, or one of them not.
@@ -62,13 +62,24 @@ type texts struct {
 
 // inspect looks at a text, or at the one that the name of a prepared statement stands for.
 func (t *texts) inspect(sql string) sqltext.Statement {
-	if text := t.prepared.text(sql); text != "" {
-		sql = text
+	return sqltext.Inspect(t.text(sql), t.facts(t.catalog.answers.Load()))
+}
+
+// text returns the text that sql stands for. It is another if sql is the name of a prepared statement, and empty if that
+// means different things on different connections.
+func (t *texts) text(sql string) string {
+	if text, ok := t.prepared.text(sql); ok {
+		return text
 	}
-	facts := t.facts
+	return sql
+}
+
+// facts returns what the config, the catalog and the connections say that a text does not show.
+func (t *texts) facts(answers *catalogAnswers) sqltext.Facts {
+	facts := answers.Facts
 	facts.StandardStrings = t.plain.Load() && !t.notPlain.Load()
 	facts.UTF8 = t.utf8.Load() && !t.notUTF8.Load()
-	return sqltext.Inspect(sql, facts)
+	return facts
 }
 
 // watch has each new connection of a pool tell how its session reads a text.
@@ -101,10 +112,11 @@ func setOnce(b *atomic.Bool) {
 }
 
 // inspectBatch is inspect for the texts of a batch as if they were one.
-func (t *texts) inspectBatch(b *pgx.Batch) sqltext.Statement {
+func (t *texts) inspectBatch(b *pgx.Batch, answers *catalogAnswers) sqltext.Statement {
+	facts := t.facts(answers)
 	s := sqltext.Statement{Access: sqltext.Read, TxControl: len(b.QueuedQueries) > 0}
 	for i, q := range b.QueuedQueries {
-		one := t.inspect(q.SQL)
+		one := sqltext.Inspect(t.text(q.SQL), facts)
 		if rewritten(q.Arguments) {
 			one.Access = sqltext.Write
 		}
@@ -124,6 +136,8 @@ func (t *texts) inspectBatch(b *pgx.Batch) sqltext.Statement {
 		s.HasShow = s.HasShow || one.HasShow
 		s.OtherCommand = s.OtherCommand || one.OtherCommand
 		s.Settings = s.Settings || one.Settings
+		s.Schema = s.Schema || one.Schema
+		s.UnknownCalls = s.UnknownCalls || one.UnknownCalls
 		s.CopiesIn = s.CopiesIn || one.CopiesIn
 	}
 	return s

@@ -24,8 +24,8 @@ type primaryConn struct {
 	question *question // that went with it, or nil
 	open     bool      // it began in a transaction block
 
-	// Of the transaction block that is open: it has written, and may commit asynchronously.
-	wrote, async bool
+	// Of the transaction block that is open: it has written, may commit asynchronously, and may have changed the schema.
+	wrote, async, schema bool
 	// Of the contexts of the statement, and of the block that it is in.
 	sessions []*Session
 }
@@ -74,7 +74,7 @@ func (t *Tracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, data pgx.Tra
 // TraceBatchStart is called by pgx before SendBatch.
 func (t *Tracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	if t.primary != nil {
-		t.start(ctx, conn, t.primary.texts.inspectBatch(data.Batch), false)
+		t.start(ctx, conn, t.primary.texts.inspectBatch(data.Batch, t.primary.texts.catalog.answers.Load()), false)
 	}
 	return ctx
 }
@@ -175,11 +175,15 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	if q == nil {
 		q = &question{}
 	}
+	if c.schema = c.schema || s.Schema || raw; c.schema {
+		// Also in the middle of a transaction, as the text may have ended another before.
+		defer func() { t.primary.texts.catalog.forget(t.primary.session.load()) }()
+	}
 
 	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
 		wrote := c.wrote || raw || !c.open && mayHaveWritten(s, q, err)
 		t.note(ctx, c, wrote, q)
-		c.wrote, c.async, c.sessions = false, false, nil
+		c.wrote, c.async, c.schema, c.sessions = false, false, false, nil
 		return
 	}
 	// A transaction block goes on, or has begun. The text may have ended another before it.

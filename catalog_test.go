@@ -153,7 +153,7 @@ func TestCatalogIsBounded(t *testing.T) {
 		for j := range 600 {
 			names = append(names, fmt.Sprintf("f%d(1)", 600*i+j))
 		}
-		a, err := c.ask(ctx, conn.Conn().PgConn(), anyPosition, calls("select " + strings.Join(calls, ", ")))
+		a, err := c.ask(ctx, conn.Conn().PgConn(), anyPosition, calls("select "+strings.Join(names, ", ")))
 		if err != nil {
 			t.Fatal(err)
 		}

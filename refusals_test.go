@@ -173,8 +173,10 @@ func TestLearning(t *testing.T) {
 	ctx := t.Context()
 	name := table(t, cluster, "id int")
 	for _, sql := range []string{
-		"create function insert_" + name + "(int) returns int language sql as 'insert into " + name + " values ($1) returning id'",
-		"create function fail_" + name + "(int) returns int language plpgsql as $$ begin raise 'no' using errcode = '0A000'; end $$",
+		"create function volatile_" + name + "(int) returns int language sql as 'insert into " + name + " values ($1) returning id'",
+		// The replica is asked for what pretends to read only.
+		"create function insert_" + name + "(int) returns int stable language sql as 'select volatile_" + name + "($1)'",
+		"create function fail_" + name + "(int) returns int stable language plpgsql as $$ begin raise 'no' using errcode = '0A000'; end $$",
 		"create unlogged table unlogged_" + name + " (id int)",
 	} {
 		if err := cluster.Leader().Exec(ctx, sql); err != nil {
@@ -182,7 +184,7 @@ func TestLearning(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() {
-		drop := "drop function insert_" + name + ", fail_" + name + "; drop table unlogged_" + name
+		drop := "drop function insert_" + name + ", volatile_" + name + ", fail_" + name + "; drop table unlogged_" + name
 		if err := cluster.Leader().Exec(context.Background(), drop); err != nil {
 			t.Error(err)
 		}

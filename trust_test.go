@@ -86,7 +86,7 @@ func stale(t testing.TB, pool *Pool, table string, n int, between func()) (misse
 // neverStale fails the test if stale finds any.
 func neverStale(t testing.TB, what string, pool *Pool, table string, between func()) {
 	t.Helper()
-	const n = 30
+	const n = 15
 	if missed := stale(t, pool, table, n, between); missed > 0 {
 		t.Errorf("%s: %d of %d reads are stale", what, missed, n)
 	}

@@ -426,8 +426,8 @@ type loss func(n *nemesis, behind []string) (follow []*process, name string)
 
 var losses = []loss{(*nemesis).failover, (*nemesis).failoverBeside, (*nemesis).restored}
 
-// lose ends the round with one of the losses.
-func (n *nemesis) lose() (follow []*process) {
+// lose ends the round.
+func (n *nemesis) lose(end loss) (follow []*process) {
 	n.settle(func() {
 		if err := n.verify(); err != nil {
 			n.t.Error(err)
@@ -439,11 +439,10 @@ func (n *nemesis) lose() (follow []*process) {
 		n.must(s.WaitReplayed(n.ctx))
 	}
 	behind := [][]string{{"ord"}, {"ord"}, {"syd"}, {"ord", "syd"}}[n.r.IntN(4)]
-	i := n.r.IntN(len(losses))
 	if unfinished {
-		i = 0
+		end = losses[0]
 	}
-	follow, name := losses[i](n, behind)
+	follow, name := end(n, behind)
 	n.settle(n.forget)
 	n.now.Store("after " + name)
 	n.mu.Lock()

@@ -58,7 +58,8 @@ func TestConsistency(t *testing.T) {
 	rounds := int((duration + roundTime - 1) / roundTime)
 	for i := range rounds {
 		ok := t.Run(fmt.Sprintf("round %d", i+1), func(t *testing.T) {
-			round(t, tally, rand.New(rand.NewPCG(seed, uint64(i))), duration/time.Duration(rounds))
+			end := losses[(seed+uint64(i))%uint64(len(losses))]
+			round(t, tally, rand.New(rand.NewPCG(seed, uint64(i))), duration/time.Duration(rounds), end)
 		})
 		if !ok {
 			break
@@ -70,8 +71,8 @@ func TestConsistency(t *testing.T) {
 	}
 }
 
-// round runs the processes on a cluster of their own for so long, starting and stopping included.
-func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration) {
+// round runs the processes on a cluster of their own for so long, starting and stopping included, and then loses writes.
+func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end loss) {
 	began := time.Now()
 	cluster, err := pgcluster.Start(t.Context(), pgcluster.Config{
 		Replicas: []string{"ord", "syd"},
@@ -193,7 +194,7 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration) {
 		}
 	}
 	home(history.processes)
-	follow := nemesis.lose()
+	follow := nemesis.lose(end)
 	nemesis.pause(time.Second, 2*time.Second)
 	home(follow)
 

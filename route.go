@@ -152,7 +152,7 @@ func (r *router) leavesReplica(sql string, args []any) reason {
 		return ""
 	case s.Hint == sqltext.HintPrimary:
 		return becauseAsked
-	case s.Access == sqltext.Write && !s.Settings && !s.TxControl && !s.OtherCommand, rewritten(args):
+	case s.Access == sqltext.Write && !s.SessionOnly, rewritten(args):
 		return becauseWrite
 	case r.refused.contains(sql):
 		return becauseRefused

@@ -130,7 +130,7 @@ func (c *sqlConn) route(ctx context.Context, query string, args []driver.NamedVa
 	r := c.router.route(ctx, query, values)
 	if r.to == targetPrimary {
 		s := c.router.texts.inspect(query)
-		c.pinned = c.pinned || s.Settings || s.Temporary
+		c.pinned = c.pinned || s.LeavesState
 	}
 	if r.to == targetReplica && (c.pinned || c.inBlock()) {
 		r.to, r.why = targetPrimary, becauseTransaction

@@ -13,9 +13,6 @@ var primaryCalls = [][]string{
 	// Sequences: a change, or the session's memory of one.
 	{"currval", "lastval", "nextval", "setval"},
 
-	// Settings of the session, and its seed for random().
-	{"isn_weak", "set_config", "set_limit", "setseed"},
-
 	// Transaction ids and snapshots: a standby assigns no ids, and what it knows of running transactions lags behind.
 	{"txid_current", "txid_current_if_assigned", "txid_current_snapshot", "txid_status"},
 
@@ -38,6 +35,9 @@ var primaryCalls = [][]string{
 	// The server that answers, not the data.
 	{"inet_server_addr", "inet_server_port", "pgrowlocks"},
 }
+
+// sessionCalls change settings of the session or transaction, and the session's seed for random().
+var sessionCalls = []string{"isn_weak", "set_config", "set_limit", "setseed"}
 
 var systemReads = [][]string{
 	// The schema: what the catalogs say, in words.
@@ -110,6 +110,7 @@ const (
 	callReads
 	callReadsSetting // current_setting
 	callBelongsToPrimary
+	callChangesSession
 	viewOfServer
 )
 
@@ -126,6 +127,9 @@ var systemNames = func() (t nameTable) {
 	}
 	for _, name := range serverViews {
 		t.add(name, viewOfServer)
+	}
+	for _, name := range sessionCalls {
+		t.add(name, callChangesSession)
 	}
 	t.add("current_setting", callReadsSetting)
 	return t
@@ -165,6 +169,13 @@ func hasPrimaryPrefix(name string) bool {
 		}
 	}
 	return false
+}
+
+// leavesState reports whether a function that belongs to the primary leaves something in the session. What is read while
+// an advisory lock is held belongs to the same session.
+func leavesState(name string) bool {
+	return hasFoldedPrefix(name, "hypopg") || hasFoldedPrefix(name, "pgv_") || hasFoldedPrefix(name, "pg_advisory_lock") ||
+		hasFoldedPrefix(name, "pg_try_advisory_lock") || hasFoldedPrefix(name, "dblink_connect")
 }
 
 // isPrimarySchema reports whether a schema is one of primarySchemas.

@@ -16,6 +16,7 @@ const (
 	inShow                        // after SHOW
 	inSet                         // after SET
 	inPrepare                     // after PREPARE
+	inDeclare                     // after DECLARE
 	inQuery                       // in something that may be a read
 	inWrite                       // in something that is a write
 )
@@ -46,6 +47,7 @@ type inspector struct {
 	names      *[]string // collects the names of unknown functions, or is nil
 	statements int       // how many have ended; empty ones do not count
 	wrote      bool      // one of them, or the text as a whole, is a write
+	session    bool      // one of them works on its session or transaction
 	current
 }
 
@@ -63,6 +65,7 @@ type current struct {
 	copies  bool // it is a COPY, and its TO STDOUT was not seen yet
 	changes bool // executing it changes or locks something
 	effects bool // it calls or names something that belongs to the primary
+	own     bool // it does something to its session or transaction
 	fields  bool // it names a column like a function that does, which is a call if the table is a function in the FROM
 	setting bool // it calls current_setting
 
@@ -85,11 +88,17 @@ func (p *inspector) end() {
 	if p.prev != tokNone {
 		p.statements++
 		p.Several = p.statements > 1
-		if p.state != inQuery || p.depth != 0 || p.copies || p.effects || p.fields && callsFields(p.sql) || p.changes && (!p.explain || p.analyze) {
+		if p.state != inQuery && !p.ownOnly() || p.depth != 0 || p.copies || p.effects || p.fields && callsFields(p.sql) || p.changes && (!p.explain || p.analyze) {
 			p.wrote = true
 		}
+		p.session = p.session || p.own
 	}
 	p.current = current{}
+}
+
+// ownOnly reports whether a command does nothing but to its session or transaction.
+func (p *inspector) ownOnly() bool {
+	return p.own && (p.state == inWrite || p.state == inSet) && !p.explain
 }
 
 // onWord takes a keyword or an identifier without quotes.
@@ -109,6 +118,8 @@ func (p *inspector) onWord(start, end int) {
 	case p.finishing && strings.EqualFold(text, "chain"):
 		// COMMIT AND CHAIN begins the next block. So does not AND NO CHAIN, which is as rare as it is harmless.
 		p.LeavesOpen = true
+	case p.finishing && strings.EqualFold(text, "prepared"):
+		p.own = false // the transaction of another session
 	case p.state == inQuery:
 		p.body(w, text, end)
 	case p.state < inQuery:
@@ -182,6 +193,10 @@ func (p *inspector) lead(w word, text string) {
 		p.TxControl = p.TxControl || w == wordTransaction
 		p.Ends = p.Ends || w == wordTransaction
 		p.state = inWrite
+	case inDeclare:
+		if w == wordFor {
+			p.state = atStart // the query
+		}
 	}
 }
 
@@ -216,19 +231,27 @@ func (p *inspector) start(w word, text string) {
 			p.state, p.copies = inCopy, true
 		}
 	case wordBegin:
-		p.TxControl, p.LeavesOpen, p.Begins = true, true, p.Begins || p.statements == 0
+		p.TxControl, p.LeavesOpen, p.Begins, p.own = true, true, p.Begins || p.statements == 0, true
 	case wordControl:
-		p.TxControl = true
+		p.TxControl, p.own = true, true
 	case wordFinish, wordEnd:
-		p.TxControl, p.Ends, p.LeavesOpen, p.finishing = true, true, false, true
+		p.TxControl, p.Ends, p.LeavesOpen, p.finishing, p.own = true, true, false, true, true
 	case wordPrepare:
 		p.state = inPrepare
 	case wordSet:
-		p.state, p.Settings = inSet, true
+		p.state, p.Settings, p.own = inSet, true, true
 	case wordReset:
-		p.Settings = true
+		p.Settings, p.own = true, true
 	case wordDo: // its body may hold anything
 		p.Settings, p.Schema = true, true
+	case wordCall:
+		p.OtherCommand, p.LeavesState = true, true
+		p.Schema = p.Schema || !keepsSchema(text)
+	case wordDeclare:
+		p.OtherCommand = true
+		if alone {
+			p.state, p.own = inDeclare, true
+		}
 	}
 }
 
@@ -333,7 +356,7 @@ func (p *inspector) field(name string) {
 		p.effects = p.effects || access == Write
 		return
 	}
-	if knownCall(name) == callBelongsToPrimary {
+	if known := knownCall(name); known == callBelongsToPrimary || known == callChangesSession {
 		// In pg_catalog.nextval it is the name of a function, which call sees, or of a table.
 		p.fields = p.fields || !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog")
 	}
@@ -342,8 +365,12 @@ func (p *inspector) field(name string) {
 // onQuoted takes a quoted identifier, by what is between the quotes.
 func (p *inspector) onQuoted(kind token, start, end int) {
 	text := p.sql[start:end]
-	if lookup(text) == wordSetting {
+	w := lookup(text)
+	switch w {
+	case wordSetting:
 		p.Settings = true
+	case wordTemporary:
+		p.Temporary = true
 	}
 	if p.facts.Writing != nil {
 		p.relation(kind, text)
@@ -357,7 +384,7 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 		if isSystemName(text) && isServerView(text) || p.inFrom() && isSequenceName(text) {
 			p.effects = true
 		}
-		if lookup(text) == wordSequence {
+		if w == wordSequence {
 			p.sequence(end + 1)
 		}
 		if kind == tokUnicode {
@@ -365,7 +392,7 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 			p.effects = p.effects || p.prev == tokDot || strings.Contains(text, `\`) && (p.prev != tokWord || p.word != wordAs)
 		}
 		p.chain(text)
-	case inWrite:
+	case inWrite, inDeclare:
 	case inCopy, inCopySource:
 		p.state = inCopySource
 	case inExplainParen, inExplainOptions:
@@ -454,17 +481,25 @@ func (p *inspector) onNumber(text string) {
 // call takes the name of a function that is called.
 func (p *inspector) call(name string) {
 	if access, ok := p.appSays(name); ok {
-		p.effects = p.effects || access == Write
+		p.appCalls(access)
 		return
 	}
 	if p.state == inWrite {
 		return
 	}
 	known := knownCall(name)
-	p.setting = p.setting || known == callReadsSetting
-	if known == callBelongsToPrimary || p.before.token == tokDot && isPrimarySchema(p.sql[p.before.nameAt:p.before.nameEnd]) {
-		p.effects = true
+	switch {
+	case p.before.token == tokDot && isPrimarySchema(p.sql[p.before.nameAt:p.before.nameEnd]):
+		p.effects, p.LeavesState = true, true
 		return
+	case known == callChangesSession:
+		p.own, p.LeavesState = true, true
+		return
+	case known == callBelongsToPrimary:
+		p.effects, p.LeavesState = true, p.LeavesState || leavesState(name)
+		return
+	case known == callReadsSetting:
+		p.setting = true
 	}
 	if p.prev == tokWord && p.word.reserved() {
 		return
@@ -476,7 +511,7 @@ func (p *inspector) call(name string) {
 		return
 	}
 	if access, ok := p.facts.Called[string(stored)]; ok {
-		p.effects = p.effects || access == Write
+		p.appCalls(access)
 		return
 	}
 	if known != callUnknown {
@@ -485,6 +520,13 @@ func (p *inspector) call(name string) {
 	p.UnknownCalls = true
 	if p.names != nil {
 		*p.names = append(*p.names, string(stored))
+	}
+}
+
+// appCalls takes a call of which the app or the catalog knows what it may do.
+func (p *inspector) appCalls(access Access) {
+	if access == Write {
+		p.effects, p.LeavesState = true, true
 	}
 }
 

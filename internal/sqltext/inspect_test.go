@@ -17,6 +17,9 @@ func TestAccess(t *testing.T) {
 		t.Errorf("inspect is %+v for the fixture", got)
 	}
 	for _, c := range classifyCases {
+		if s := inspect(c.sql); s.SessionOnly && (s.Access == Read || c.standing == refused && !s.TxControl) {
+			t.Errorf("it is said to be about its session only: %s", c.sql)
+		}
 		if c.standing == cautious && c.reason == "" {
 			t.Errorf("no reason is given for calling this a write: %s", c.sql)
 		}
@@ -177,7 +180,9 @@ func TestInspect(t *testing.T) {
 		{"/* /* flyregion:primary */ */ SELECT 1", Statement{Access: Read}},
 		{"/* not flyregion:primary */ SELECT 1", Statement{Access: Read}},
 	} {
-		if got := inspect(c.sql); got != c.want {
+		got := inspect(c.sql)
+		got.LeavesState, got.SessionOnly = false, false // those have a test of their own
+		if got != c.want {
 			t.Errorf("inspect is %+v, want %+v: %s", got, c.want, c.sql)
 		}
 	}
@@ -242,6 +247,9 @@ func TestFunctionNames(t *testing.T) {
 		for _, name := range group {
 			check(name, true)
 		}
+	}
+	for _, name := range sessionCalls {
+		check(name, true)
 	}
 	for _, group := range systemReads {
 		for _, name := range group {

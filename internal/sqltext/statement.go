@@ -44,6 +44,8 @@ type Statement struct {
 	Temporary    bool // the text may make a table that only its session has, or just have a column named temp
 	CopiesIn     bool // a statement in it is a COPY FROM, behind which the server may expect data
 	Settings     bool // the text may change a setting of the session; an UPDATE's SET does not count
+	LeavesState  bool // the text may leave something in its session that is missed elsewhere: a setting, a temporary table
+	SessionOnly  bool // it is a write only for what it does to its session or transaction: settings, savepoints, cursors
 	Schema       bool // a statement in it may create, change or drop a function, a view or a policy
 	UnknownCalls bool // the text calls a function of which nothing is known; Access takes that for a read
 }
@@ -79,9 +81,14 @@ type Facts struct {
 // cannot be seen in the text, so they count as reads unless facts says otherwise.
 func Inspect(sql string, facts Facts) Statement {
 	p := inspector{sql: sql, facts: facts}
-	if p.scan() && p.statements > 0 && !p.wrote {
+	switch {
+	case !p.scan() || p.statements == 0 || p.wrote:
+	case p.session:
+		p.SessionOnly = true
+	default:
 		p.Access = Read
 	}
+	p.LeavesState = p.LeavesState || p.Settings || p.Temporary
 	return p.Statement
 }
 

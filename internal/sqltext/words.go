@@ -9,9 +9,11 @@ const (
 	// Keywords that can also be the name of a table or column.
 	wordAtomic
 	wordBegin   // BEGIN, START
+	wordCall    // CALL, EXECUTE, LOAD
 	wordControl // SAVEPOINT, RELEASE
 	wordFinish  // COMMIT, ROLLBACK, ABORT
 	wordCopy
+	wordDeclare
 	wordDelete
 	wordExplain
 	wordInsert
@@ -61,9 +63,11 @@ func (w word) reserved() bool { return w >= wordReserved }
 var keywords = map[word][]string{
 	wordAtomic:      {"atomic"},
 	wordBegin:       {"begin", "start"},
+	wordCall:        {"call", "execute", "load"},
 	wordControl:     {"release", "savepoint"},
 	wordFinish:      {"abort", "commit", "rollback"},
 	wordCopy:        {"copy"},
+	wordDeclare:     {"declare"},
 	wordDelete:      {"delete"},
 	wordExplain:     {"explain"},
 	wordInsert:      {"insert"},

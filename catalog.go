@@ -224,7 +224,7 @@ func (c *catalog) with(base *catalogAnswers, names []string, rows [][][]byte) *c
 // decide asks the catalog about texts of which the router could not tell whether they read. It reports whether they do;
 // if not, the route leads to the primary.
 func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.Conn) bool {
-	limited, cancel := context.WithTimeout(ctx, rd.maxWait)
+	limited, cancel := context.WithTimeout(ctx, rd.primary.maxWait)
 	defer cancel()
 
 	answers, err := rd.router.texts.catalog.ask(limited, conn.PgConn(), func(required sessionState) bool {

@@ -8,13 +8,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// lag is how far one replica is behind the primary.
-type lag struct {
-	region  string
-	bytes   int64
-	seconds float64
-}
-
 // lagSQL asks a standby how far it has replayed, and how old the last transaction that it replayed is if it has more to
 // replay. On a server that is no standby both are as if it had replayed everything.
 const lagSQL = `select coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), ` +

@@ -98,6 +98,13 @@ func (t *telemetry) meter() metric.Meter {
 	return provider.Meter(scope)
 }
 
+// lag is how far one replica is behind the primary.
+type lag struct {
+	region  string
+	bytes   int64
+	seconds float64
+}
+
 // observeLag makes the lag gauges. measure is called when they are read, which may be at once, and only then.
 func (t *telemetry) observeLag(measure func(context.Context) []lag) error {
 	meter := t.meter()

@@ -1,8 +1,10 @@
 package flyregion
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -25,6 +27,120 @@ type Pool struct {
 	replicas  *replicas // nil where one plain pool does
 	reads     *reads
 	telemetry *telemetry
+}
+
+// NewPool creates a Pool as [pgxpool.New] creates a pool. See [ParseConfig] for connString. Like pgxpool's it returns
+// without having connected to a server: an error is about the connection string.
+func NewPool(ctx context.Context, connString string) (*Pool, error) {
+	config, err := ParseConfig(connString)
+	if err != nil {
+		return nil, err
+	}
+	return NewPoolWithConfig(ctx, config)
+}
+
+// NewPoolWithConfig creates a Pool. config must have been made by [ParseConfig]; it panics otherwise, as
+// [pgxpool.NewWithConfig] does. An error says which field of config is wrong.
+func NewPoolWithConfig(ctx context.Context, config *Config) (*Pool, error) {
+	if !config.createdByParseConfig {
+		panic("config must be created by ParseConfig")
+	}
+	config = config.Copy()
+	if err := config.normalize(); err != nil {
+		return nil, fmt.Errorf("flyregion: %w", err)
+	}
+
+	p := &Pool{config: config}
+	if err := p.open(ctx); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// open makes the pools of the servers.
+func (p *Pool) open(ctx context.Context) (err error) {
+	c := p.config
+	p.primary = &primary{minWait: c.MinReplicaWait, maxWait: c.MaxReplicaWait}
+	regions := c.replicaRegions()
+	if len(regions) == 0 && !c.SimulateReplica {
+		p.primary.pool, err = pgxpool.NewWithConfig(ctx, c.Config)
+		return err
+	}
+
+	if p.telemetry, err = newTelemetry(c.Telemetry); err != nil {
+		return err
+	}
+	texts := &texts{catalog: newCatalog(functionsOf(c.Functions))}
+	p.router = &router{texts: texts}
+	p.primary.texts, p.primary.telemetry = texts, p.telemetry
+	p.primary.fallbacks = make(chan struct{}, max(1, c.MaxConns/2))
+	p.replicas = &replicas{balance: c.Balance}
+	p.reads = &reads{router: p.router, replicas: p.replicas, primary: p.primary, telemetry: p.telemetry}
+
+	primary, err := p.openReplicas(ctx, regions)
+	if err != nil {
+		return err
+	}
+	p.primary.connected = func(r report) {
+		for _, replica := range p.replicas.list {
+			replica.tracker.setTimeline(r.timeline)
+		}
+	}
+	if c.AwaitWrites {
+		p.primary.awaitReplay = func(ctx context.Context, position LSN) {
+			_ = p.replicas.list[0].tracker.wait(ctx, position, 0, c.MaxReplicaWait)
+		}
+	}
+	texts.watch(primary)
+	if err := p.primary.open(ctx, primary); err != nil {
+		return err
+	}
+	// Last, as whoever reads the gauges asks all servers.
+	return p.telemetry.observeLag(func(ctx context.Context) []lag { return measureLag(ctx, p.primary, p.replicas.list) })
+}
+
+// openReplicas makes the replicas and returns the configuration of the primary. The replicas come first: a connection to
+// the primary, which pgxpool may make in the background, speaks to them.
+func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Config, error) {
+	c := p.config
+	if c.SimulateReplica {
+		// Two pools of one server.
+		simulated := c.Config.Copy()
+		if sessionAttrs(simulated.ConnConfig.ValidateConnect) != "" {
+			// They are about the server. That this session cannot write is its purpose.
+			simulated.ConnConfig.ValidateConnect = nil
+		}
+		if err := p.openReplica(ctx, cmp.Or(c.Region, "local"), simulated); err != nil {
+			return nil, err
+		}
+		return c.Config.Copy(), nil
+	}
+
+	for _, region := range regions {
+		config, err := c.replicaConfig(region)
+		if err != nil {
+			return nil, fmt.Errorf("flyregion: ReplicaRegions (fly_replica_regions): %w", err)
+		}
+		if err := p.openReplica(ctx, region, config); err != nil {
+			return nil, err
+		}
+	}
+	config, err := c.primaryConfig()
+	if err != nil {
+		return nil, fmt.Errorf("flyregion: PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
+	}
+	return config, nil
+}
+
+func (p *Pool) openReplica(ctx context.Context, region string, config *pgxpool.Config) error {
+	p.router.texts.watch(config)
+	r, err := newReplica(ctx, region, config, p.config.MaxReplicaWait)
+	if err != nil {
+		return err
+	}
+	p.replicas.list = append(p.replicas.list, r)
+	return nil
 }
 
 // Primary returns the pool of the writable server, for libraries that write, listen or migrate. What they write counts

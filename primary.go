@@ -16,7 +16,6 @@ import (
 
 // primary is the writable server, wherever it is, and what is known of it.
 type primary struct {
-	config    *Config
 	pool      *pgxpool.Pool
 	texts     *texts
 	telemetry *telemetry // nil where one plain pool does
@@ -25,6 +24,8 @@ type primary struct {
 
 	server    atomic.Int64 // serverID of the primary that was connected to last
 	roundTrip atomic.Int64 // smoothed, in nanoseconds
+	// minWait and maxWait bound how long a read waits for a replica.
+	minWait, maxWait time.Duration
 
 	// fallbacks has a place for each read that may be on the primary because no replica can serve it.
 	fallbacks chan struct{}
@@ -136,7 +137,7 @@ func (p *primary) measuredAtMost(d time.Duration) {
 
 // waitLimit is how long a read waits for a replica: what it would take to ask the primary instead.
 func (p *primary) waitLimit() time.Duration {
-	return min(max(time.Duration(p.roundTrip.Load()), p.config.MinReplicaWait), p.config.MaxReplicaWait)
+	return min(max(time.Duration(p.roundTrip.Load()), p.minWait), p.maxWait)
 }
 
 // covers reports whether a session's position says all that must be known of its writes: the position of each is known,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -16,7 +15,6 @@ type reads struct {
 	replicas  *replicas
 	primary   *primary
 	telemetry *telemetry
-	maxWait   time.Duration
 }
 
 // replicaRead is one read on a replica: its connection, and whether it may still move to the primary.
@@ -134,7 +132,7 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from lender[C], state sessionState, opened uint64) (C, error) {
 	limit := rd.primary.waitLimit()
 	if rt.target == targetReplica {
-		limit = rd.maxWait
+		limit = rd.primary.maxWait
 	}
 	wait := rd.telemetry.startWait(ctx, rep.region, state.position)
 	conn, err := awaitReplay(ctx, rep, from, state, opened, limit)
@@ -189,45 +187,4 @@ func (rd *reads) exec(ctx context.Context, rt *route, sql string, args []any) (p
 	})
 	read.release()
 	return tag, err
-}
-
-// query runs a statement with rows on a replica. It returns when the first row has arrived, so that a read which the
-// replica cannot run moves before anybody has seen any of it, and its arguments are never encoded later.
-func (rd *reads) query(ctx context.Context, rt *route, sql string, args []any) (*replicaRows, error) {
-	var sendErr error
-	rows, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRows, error) {
-		rows := &replicaRows{sql: sql}
-		sendErr = rows.start(conn.Query(ctx, sql, args...))
-		return rows, rows.Rows.Err()
-	})
-	switch {
-	case rt.to == targetPrimary:
-		return nil, err
-	case rows == nil:
-		return &replicaRows{Rows: &failedRows{err: err}, begun: true, ended: true}, err
-	}
-	// An error behind the sending is that of the rows, as in pgx.
-	rows.replicaRead = read
-	if rows.ended {
-		rows.release()
-	}
-	return rows, sendErr
-}
-
-// queryRow runs a statement with one row on a replica. It returns when the statement has ended: the row is delivered only
-// if nothing behind it failed.
-func (rd *reads) queryRow(ctx context.Context, rt *route, sql string, args []any) pgx.Row {
-	row, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRow, error) {
-		row := &replicaRow{}
-		rows, err := conn.Query(ctx, sql, args...)
-		return row, row.read(conn.Conn(), rows, err)
-	})
-	switch {
-	case rt.to == targetPrimary:
-		return nil
-	case row == nil:
-		row = &replicaRow{}
-	}
-	row.replicaRead, row.err = read, err
-	return row
 }

@@ -305,3 +305,7 @@ func newReplica(ctx context.Context, region string, config *pgxpool.Config, limi
 	r.db = stdlib.GetPoolConnector(r.pool, stdlib.OptionResetSession(neverReset))
 	return r, nil
 }
+
+// neverReset keeps database/sql from using a connection to a replica again: the next user may have written something
+// that it does not show.
+func neverReset(context.Context, *pgx.Conn) error { return driver.ErrBadConn }

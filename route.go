@@ -10,23 +10,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// target is a server as routing sees it.
-type target uint8
-
-const (
-	targetAny target = iota
-	targetPrimary
-	targetReplica
-)
-
-// String returns "primary" or "replica".
-func (t target) String() string {
-	if t == targetReplica {
-		return "replica"
-	}
-	return "primary"
-}
-
 // reason says why a statement runs where it does.
 type reason string
 

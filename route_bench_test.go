@@ -21,7 +21,7 @@ func BenchmarkRoute(b *testing.B) {
 	}{
 		{"new", func(*Pool) {}},
 		{"with functions", func(p *Pool) {
-			p.router.texts.catalog = newCatalog(functionsOf(&Config{Functions: map[string]Access{"enqueue": Write}}))
+			p.router.texts.catalog = newCatalog(functionsOf(map[string]Access{"enqueue": Write}))
 		}},
 		{"after a refusal", func(p *Pool) { p.router.refused.add("select enqueue($1)") }},
 	} {

@@ -1,6 +1,7 @@
 package flyregion
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +11,47 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
+
+// query runs a statement with rows on a replica. It returns when the first row has arrived, so that a read which the
+// replica cannot run moves before anybody has seen any of it, and its arguments are never encoded later.
+func (rd *reads) query(ctx context.Context, rt *route, sql string, args []any) (*replicaRows, error) {
+	var sendErr error
+	rows, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRows, error) {
+		rows := &replicaRows{sql: sql}
+		sendErr = rows.start(conn.Query(ctx, sql, args...))
+		return rows, rows.Rows.Err()
+	})
+	switch {
+	case rt.to == targetPrimary:
+		return nil, err
+	case rows == nil:
+		return &replicaRows{Rows: &failedRows{err: err}, begun: true, ended: true}, err
+	}
+	// An error behind the sending is that of the rows, as in pgx.
+	rows.replicaRead = read
+	if rows.ended {
+		rows.release()
+	}
+	return rows, sendErr
+}
+
+// queryRow runs a statement with one row on a replica. It returns when the statement has ended: the row is delivered only
+// if nothing behind it failed.
+func (rd *reads) queryRow(ctx context.Context, rt *route, sql string, args []any) pgx.Row {
+	row, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRow, error) {
+		row := &replicaRow{}
+		rows, err := conn.Query(ctx, sql, args...)
+		return row, row.read(conn.Conn(), rows, err)
+	})
+	switch {
+	case rt.to == targetPrimary:
+		return nil
+	case row == nil:
+		row = &replicaRow{}
+	}
+	row.replicaRead, row.err = read, err
+	return row
+}
 
 // replicaRows are the rows of a read on a replica. The first row has arrived, or there is none: the read stays on the
 // replica. Until Next or Close is called that is not told, as pgx's rows know no more then than that the query was sent.

@@ -94,6 +94,23 @@ type position struct {
 	insert LSN
 }
 
+// target is a server as routing sees it.
+type target uint8
+
+const (
+	targetAny target = iota
+	targetPrimary
+	targetReplica
+)
+
+// String returns "primary" or "replica".
+func (t target) String() string {
+	if t == targetReplica {
+		return "replica"
+	}
+	return "primary"
+}
+
 type contextKey struct{}
 
 // intent is what a context asks of the statements that run under it.

@@ -43,10 +43,6 @@ func keepForPrimary(ctx context.Context, _ *pgx.Conn) error {
 	return nil
 }
 
-// neverReset keeps database/sql from using a connection to a replica again: the next user may have written something
-// that it does not show.
-func neverReset(context.Context, *pgx.Conn) error { return driver.ErrBadConn }
-
 type sqlConnector struct {
 	router  *router
 	reads   *reads

@@ -38,16 +38,16 @@ func Classify(sql string) Access {
 	return Access(sqltext.Inspect(sql, sqltext.Facts{}).Access)
 }
 
-// functionsOf returns what a config says of functions, nil for nothing.
-func functionsOf(c *Config) map[string]sqltext.Access {
-	if len(c.Functions) == 0 {
+// functionsOf returns what a config's Functions say, nil for nothing.
+func functionsOf(functions map[string]Access) map[string]sqltext.Access {
+	if len(functions) == 0 {
 		return nil
 	}
-	functions := make(map[string]sqltext.Access, len(c.Functions))
-	for name, access := range c.Functions {
-		functions[name] = sqltext.Access(access)
+	said := make(map[string]sqltext.Access, len(functions))
+	for name, access := range functions {
+		said[name] = sqltext.Access(access)
 	}
-	return functions
+	return said
 }
 
 // texts knows what the app's statements do, from their texts.
@@ -141,4 +141,20 @@ func (t *texts) inspectBatch(b *pgx.Batch, answers *catalogAnswers) sqltext.Stat
 		s.CopiesIn = s.CopiesIn || one.CopiesIn
 	}
 	return s
+}
+
+// rewritten reports whether a QueryRewriter that this package does not know may replace the text of a statement.
+func rewritten(args []any) bool {
+	for _, arg := range args {
+		switch arg.(type) {
+		case pgx.QueryResultFormats, pgx.QueryResultFormatsByOID, pgx.QueryExecMode:
+		case pgx.NamedArgs, pgx.StrictNamedArgs:
+			return false
+		case pgx.QueryRewriter:
+			return true
+		default:
+			return false
+		}
+	}
+	return false
 }

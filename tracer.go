@@ -225,19 +225,3 @@ func (t *Tracer) note(ctx context.Context, c *primaryConn, wrote bool, q *questi
 		}
 	}
 }
-
-// rewritten reports whether a QueryRewriter that this package does not know may replace the text of a statement.
-func rewritten(args []any) bool {
-	for _, arg := range args {
-		switch arg.(type) {
-		case pgx.QueryResultFormats, pgx.QueryResultFormatsByOID, pgx.QueryExecMode:
-		case pgx.NamedArgs, pgx.StrictNamedArgs:
-			return false
-		case pgx.QueryRewriter:
-			return true
-		default:
-			return false
-		}
-	}
-	return false
-}

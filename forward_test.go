@@ -3,7 +3,6 @@ package flyregion
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -22,217 +21,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
-
-// pieces reads a stream in pieces whose sizes come from a list, over and over.
-type pieces struct {
-	data  []byte
-	sizes []byte
-	n     int
-	err   error // at the end
-}
-
-func (p *pieces) Read(to []byte) (int, error) {
-	if len(p.data) == 0 {
-		return 0, p.err
-	}
-	size := 1
-	if len(p.sizes) > 0 {
-		size = 1 + int(p.sizes[p.n%len(p.sizes)])
-		p.n++
-	}
-	n := copy(to[:min(len(to), size)], p.data)
-	p.data = p.data[n:]
-	return n, nil
-}
-
-// rowMessage is a DataRow.
-func rowMessage(columns ...string) []byte {
-	body := binary.BigEndian.AppendUint16(nil, uint16(len(columns)))
-	for _, column := range columns {
-		body = binary.BigEndian.AppendUint32(body, uint32(len(column)))
-		body = append(body, column...)
-	}
-	return frontendMessage('D', body)
-}
-
-// drainForwarder reads all that a forwarder gives, in reads of at most size bytes.
-func drainForwarder(t *testing.T, f *forwarder, size, limit int) []byte {
-	var out []byte
-	buf := make([]byte, size)
-	for range limit {
-		n, err := f.Read(buf)
-		out = append(out, buf[:n]...)
-		if err == io.EOF {
-			return out
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Fatalf("no end after %d reads", limit)
-	return nil
-}
-
-// FuzzForwarder sends streams of a server in arbitrary pieces through a forwarder. An arbitrary stream must do no harm,
-// and pass unchanged where nothing was asked; of a stream that a server would send exactly the answers must be missing.
-func FuzzForwarder(f *testing.F) {
-	f.Add([]byte("Z\x00\x00\x00\x05I"), []byte{0}, uint8(0))
-	f.Add([]byte("Z\x00\x00\x00\x05ID\x00\x00\x00\x00Z\x00\x00\x00\x05I"), []byte{0}, uint8(1))
-	f.Add([]byte("C\x00\x00\x00\x00\x00Z\x00\x00\x00\x05I"), []byte{0, 0, 2}, uint8(3))
-	f.Add([]byte("\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c"), []byte{3, 0, 7}, uint8(5))
-	f.Add([]byte("G\x00\x00\x00\x04Z\x00\x00\x00\x05I"), []byte{255}, uint8(7))
-	f.Fuzz(func(t *testing.T, data, sizes []byte, mode uint8) {
-		if len(data) > 1<<12 {
-			t.Skip()
-		}
-		hangs := time.AfterFunc(20*time.Second, func() { panic(fmt.Sprintf("no end with %q, %q, %d", data, sizes, mode)) })
-		defer hangs.Stop()
-		limit := 20*len(data) + 10_000
-		size := 1 + int(mode>>3)
-
-		// Nobody asked: all passes.
-		idle := &forwarder{r: &pieces{data: data, sizes: sizes, err: io.EOF}, w: io.Discard, noteRaw: func() {}, measured: func(time.Duration) {}}
-		idle.open(1)
-		if got := drainForwarder(t, idle, size, limit); !bytes.Equal(got, data) {
-			t.Fatalf("unasked, the forwarder makes %q of %q", got, data)
-		}
-
-		// Somebody asked, and the server talks nonsense: no harm.
-		asked := &forwarder{r: &pieces{data: data, sizes: sizes, err: io.EOF}, w: io.Discard, noteRaw: func() {}, measured: func(time.Duration) {}}
-		asked.open(1)
-		for range 1 + mode&1 {
-			q := &question{pool: new(Session), position: mode&2 != 0, copied: mode&4 != 0}
-			asked.announce(q, false)
-			switch {
-			case q.copied:
-				_, _ = asked.Write(frontendMessage('Q', []byte{0}))
-				_, _ = asked.Write(frontendMessage('c', nil))
-			case mode&8 != 0:
-				_, _ = asked.Write(join(frontendMessage('E', make([]byte, 5)), syncMessage))
-			default:
-				_, _ = asked.Write(frontendMessage('Q', []byte{0}))
-			}
-			_ = drainForwarder(t, asked, size, limit)
-			asked.conclude()
-		}
-
-		// Somebody asked, and the server talks sense.
-		in := &pieces{sizes: sizes, err: io.EOF}
-		sane := &forwarder{r: in, w: io.Discard, noteRaw: func() {}, measured: func(time.Duration) {}}
-		sane.open(7)
-		session := new(Session)
-		position := LSN(0)
-		for i := 0; i < len(data); i++ {
-			kind := data[i]
-			body := data[i:min(len(data), i+int(kind%8))]
-			extended, asks, fails, wrote, known := kind&1 != 0, kind&2 != 0, kind&4 != 0, kind&8 != 0, kind&16 != 0
-			var stream, want []byte
-			pass := func(m []byte) { stream, want = append(stream, m...), append(want, m...) }
-			drop := func(m []byte) { stream = append(stream, m...) }
-			aside := func() {
-				if i+1 < len(data) && data[i+1]&0xC0 == 0xC0 {
-					i++
-					for range data[i] >> 4 & 3 {
-						pass(frontendMessage("NAS"[data[i]%3], body))
-					}
-				}
-			}
-			ready := frontendMessage('Z', []byte{'I'})
-
-			q := &question{pool: session, position: asks, writes: !extended || known, known: known}
-			sane.announce(q, false)
-			if extended {
-				_, _ = sane.Write(join(frontendMessage('P', body), frontendMessage('E', body), frontendMessage('E', body), syncMessage))
-			} else {
-				_, _ = sane.Write(frontendMessage('Q', []byte{0}))
-			}
-			for range 2 {
-				pass(frontendMessage('T', body))
-				aside()
-				pass(frontendMessage('D', body))
-				if fails {
-					pass(frontendMessage('E', append([]byte("VERROR"), 0, 0)))
-					break
-				}
-				pass(frontendMessage('C', body))
-			}
-			if extended && !fails {
-				aside()
-				drop(frontendMessage('1', nil))
-				drop(frontendMessage('2', nil))
-				aside()
-				if known {
-					drop(rowMessage("on"))
-				} else {
-					drop(rowMessage(map[bool]string{true: "t", false: "f"}[wrote], "on"))
-				}
-				drop(frontendMessage('C', body))
-				aside()
-			}
-			drop(ready)
-			if asks {
-				aside()
-				drop(frontendMessage('T', body))
-				aside()
-				drop(rowMessage((position + 1).String(), "FF/FF", "on"))
-				drop(frontendMessage('C', body))
-				aside()
-				drop(ready)
-			}
-			want = append(want, ready...)
-			in.data = stream
-			if got := drainForwarder(t, sane, size, 20*len(stream)+100); !bytes.Equal(got, want) {
-				t.Fatalf("the forwarder makes %q of %q, want %q", got, stream, want)
-			}
-			sane.conclude()
-			if asks && (wrote || !extended || fails || known) {
-				position++
-			}
-			if q.answered != asks || session.load().position != position || extended && !fails && !known && (!q.probed || q.wrote != wrote) {
-				t.Fatalf("after %q: %+v and position %v, want %v", stream, q, session.load().position, position)
-			}
-		}
-	})
-}
-
-// TestForwarderFatalBehind has the server end the session behind a commit, in place of an answer. The commit has
-// succeeded: pgx must hear of that first.
-func TestForwarderFatalBehind(t *testing.T) {
-	fatal := frontendMessage('E', []byte("SFATAL\x00VFATAL\x00C57P01\x00Mx\x00\x00"))
-	done := join(frontendMessage('C', []byte("INSERT 0 1\x00")), frontendMessage('Z', []byte{'I'}))
-	probe := join(frontendMessage('1', nil), frontendMessage('2', nil), rowMessage("t", "on"), frontendMessage('C', []byte("SELECT 1\x00")))
-	part := rowMessage("0/1", "0/1", "on")
-	for _, size := range []byte{0, 1, 5, 255} {
-		for what, c := range map[string]struct{ sent, stream, want []byte }{
-			"simple":                {frontendMessage('Q', []byte{0}), join(done, fatal), join(done, fatal)},
-			"simple, in the answer": {frontendMessage('Q', []byte{0}), join(done, part, fatal), join(done, fatal)},
-			"simple, cut":           {frontendMessage('Q', []byte{0}), join(done, part[:7]), done},
-			"extended": {
-				join(frontendMessage('E', make([]byte, 5)), syncMessage),
-				join(done[:len(done)-readyForQueryLen], probe, done[len(done)-readyForQueryLen:], fatal), join(done, fatal),
-			},
-			"extended, before the end": {
-				join(frontendMessage('E', make([]byte, 5)), syncMessage),
-				join(done[:len(done)-readyForQueryLen], probe, fatal), join(done[:len(done)-readyForQueryLen], fatal),
-			},
-		} {
-			f := &forwarder{r: &pieces{data: c.stream, sizes: []byte{size}, err: io.EOF}, w: io.Discard, noteRaw: func() {}, measured: func(time.Duration) {}}
-			f.open(1)
-			q := &question{pool: new(Session), position: true, writes: true}
-			f.announce(q, false)
-			if _, err := f.Write(c.sent); err != nil {
-				t.Fatal(err)
-			}
-			if got := drainForwarder(t, f, 64, 1000); !bytes.Equal(got, c.want) {
-				t.Errorf("%s in pieces of %d: %q, want %q", what, size, got, c.want)
-			}
-			f.conclude()
-			if q.answered {
-				t.Errorf("%s in pieces of %d: it counts as answered", what, size)
-			}
-		}
-	}
-}
 
 // pieceConn gives what arrives in pieces of at most size bytes; 0 is a random size.
 type pieceConn struct {
@@ -684,14 +472,14 @@ func TestForwarderCutAfterStatement(t *testing.T) {
 						return bytes.Contains(sent, positionMessage)
 					}
 					commit := bytes.Contains(sent, []byte("commit"))
-					done := bytes.Contains(sent, frontendMessage('c', nil))
+					done := bytes.Contains(sent, []byte("c\x00\x00\x00\x04"))
 					switch what {
 					case "commit":
 						return commit
 					case "copy":
 						return done
 					}
-					return bytes.Contains(sent, []byte("x')")) || bytes.ContainsAny(sent, "E") && bytes.Contains(sent, frontendMessage('S', nil))
+					return bytes.Contains(sent, []byte("x')")) || bytes.ContainsAny(sent, "E") && bytes.Contains(sent, []byte("S\x00\x00\x00\x04"))
 				})
 				err := write(pool, id)
 				if err == nil {
@@ -1303,7 +1091,7 @@ func (c *endConn) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := c.Conn.Read(p)
-	ready := frontendMessage('Z', []byte{'I'})
+	ready := []byte("Z\x00\x00\x00\x05I")
 	if i := bytes.Index(p[:n], ready); i >= 0 && c.armed.Swap(false) {
 		c.ended = true
 		return i + len(ready), nil

@@ -3,14 +3,13 @@ package flyregion
 import (
 	"context"
 	"errors"
-	"io"
 	"sync/atomic"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/piggyback"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/multitracer"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -29,6 +28,8 @@ type primary struct {
 
 	// fallbacks has a place for each read that may be on the primary because no replica can serve it.
 	fallbacks chan struct{}
+
+	copiesUnanswered atomic.Bool // a pooler drops what is asked behind a COPY
 
 	// connected is called with what a new connection's server says about itself.
 	connected func(report)
@@ -49,7 +50,7 @@ func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) 
 	// chose for itself how to find dead connections keeps its way.
 	if config.ShouldPing == nil && config.PingTimeout == 0 {
 		config.ShouldPing = func(_ context.Context, params pgxpool.ShouldPingParams) bool {
-			return params.IdleDuration > time.Second && !quiet(params.Conn.PgConn().Conn())
+			return params.IdleDuration > time.Second && !piggyback.Alive(params.Conn.PgConn().Conn())
 		}
 	}
 
@@ -76,18 +77,9 @@ func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) 
 	return err
 }
 
-// attach makes the one connection that config is for carry a forwarder, and checks that its server can be written to, so
-// that a failover never leaves the pool writing to a server that was demoted.
+// attach makes the connections that config is for tell what they write, and checks that their server can be written to,
+// so that a failover never leaves the pool writing to a server that was demoted.
 func (p *primary) attach(config *pgx.ConnConfig) {
-	// pgx tries one host after the other, each with a frontend of its own.
-	var f *forwarder
-
-	build := config.BuildFrontend
-	config.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		f = &forwarder{r: r, w: w, noteRaw: p.wroteRaw, measured: p.measuredAtMost}
-		return build(f, f)
-	}
-
 	validate := config.ValidateConnect
 	// An app that made its sessions read-only by default is not to be refused for it.
 	_, readOnly := config.RuntimeParams["default_transaction_read_only"]
@@ -108,16 +100,14 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 		p.measured(time.Since(began))
 		p.connected(report)
 		p.server.Store(int64(report.server))
-		f.open(report.server)
-		conn.CustomData()[customDataKey] = &primaryConn{forwarder: f}
-		return nil
+		return p.attachTo(ctx, conn, report.server, readOnly)
 	}
 }
 
-// wroteRaw notes what was sent past the tracer: it may have written anything.
-func (p *primary) wroteRaw() {
-	p.session.wroteUnknown()
-	p.texts.catalog.forget(p.session.load())
+// answeredBy takes note that a connection leads to another server than when it was made, as one behind a pooler may.
+func (p *primary) answeredBy(a primaryAnswer) {
+	p.connected(report{server: a.server, timeline: a.timeline})
+	p.server.Store(int64(a.server))
 }
 
 // measured takes a round trip into account, as a new connection measures it.
@@ -154,14 +144,15 @@ func (p *primary) position(ctx context.Context, session *Session) (sessionState,
 	}
 	defer conn.Release()
 
-	forwarder := primaryConnOf(conn.Conn()).forwarder
+	c := primaryConnOf(conn.Conn())
 	// A connection that breaks behind the statement says so only the next time.
 	for range 2 {
-		q := &question{pool: &p.session, sessions: []*Session{session}, position: true, writes: true}
-		forwarder.announce(q, false)
+		s := &primaryStatement{Context: ctx, sessions: []*Session{session}, writes: true}
+		s.Behind = positionMessage
+		c.begin(s)
 		err = conn.Conn().PgConn().ExecParams(ctx, "select", nil, nil, nil, nil).Read().Err
-		forwarder.conclude()
-		if q.answered {
+		c.end(s)
+		if s.answered {
 			return session.load(), nil
 		}
 		if err != nil {
@@ -179,9 +170,10 @@ func (p *primary) flushed(ctx context.Context) LSN {
 	}
 	defer conn.Release()
 
-	forwarder := primaryConnOf(conn.Conn()).forwarder
-	forwarder.announce(nil, false)
-	defer forwarder.conclude()
+	c := primaryConnOf(conn.Conn())
+	s := &primaryStatement{Context: ctx}
+	c.begin(s)
+	defer c.end(s)
 	row, err := oneRow(ctx, conn.Conn().PgConn(), positionSQL)
 	if err != nil {
 		return 0

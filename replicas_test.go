@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -192,7 +193,7 @@ func (c *forgetful) Read(p []byte) (int, error) {
 			}
 			_ = c.Conn.SetReadDeadline(until)
 			n, err := c.Conn.Read(p)
-			if n == 0 && isTimeout(err) && !late {
+			if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && !late {
 				continue
 			}
 			if !c.lost() {

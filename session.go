@@ -46,7 +46,7 @@ func (s *Session) wrote(p position) {
 		next := sessionState{position: p.flush, origin: p.origin}
 		if old != nil {
 			switch {
-			case old.unknown > p.asked:
+			case old.unknown > p.asked && old.unknown != p.noted:
 				// A write came after the primary was asked. It stays unknown.
 				next.unknown = old.unknown
 			case old.unknown > 0:
@@ -68,7 +68,11 @@ func (s *Session) wrote(p position) {
 }
 
 // wroteUnknown notes a write whose position is not known.
-func (s *Session) wroteUnknown() {
+func (s *Session) wroteUnknown() { s.wroteUnknownSince(0) }
+
+// wroteUnknownSince is wroteUnknown for a write about which the primary was asked at a time, and will answer. It returns
+// what tells this note from others, 0 if others have noted a write since that time.
+func (s *Session) wroteUnknownSince(asked uint64) (noted uint64) {
 	now := clock.Add(1)
 	for {
 		old := s.state.Load()
@@ -77,7 +81,10 @@ func (s *Session) wroteUnknown() {
 			next.position, next.origin = old.position, old.origin
 		}
 		if s.state.CompareAndSwap(old, &next) {
-			return
+			if old != nil && old.unknown > asked {
+				return 0
+			}
+			return now
 		}
 	}
 }
@@ -87,6 +94,8 @@ type position struct {
 	origin serverID
 	// asked is when the question was sent: everything that had returned before is covered.
 	asked uint64
+	// noted is what wroteUnknownSince returned for a write that is covered too although it returned later, else 0.
+	noted uint64
 	// flush covers every transaction that had committed synchronously.
 	flush LSN
 	// insert covers asynchronous commits too. It may run ahead of flush by what other transactions have written without

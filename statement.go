@@ -113,10 +113,14 @@ func setOnce(b *atomic.Bool) {
 
 // inspectBatch is inspect for the texts of a batch as if they were one.
 func (t *texts) inspectBatch(b *pgx.Batch, answers *catalogAnswers) sqltext.Statement {
-	facts := t.facts(answers)
+	return inspectBatch(b, t.text, t.facts(answers))
+}
+
+// inspectBatch looks at a batch. text returns the text that one in it stands for.
+func inspectBatch(b *pgx.Batch, text func(string) string, facts sqltext.Facts) sqltext.Statement {
 	s := sqltext.Statement{Access: sqltext.Read, TxControl: len(b.QueuedQueries) > 0}
 	for i, q := range b.QueuedQueries {
-		one := sqltext.Inspect(t.text(q.SQL), facts)
+		one := sqltext.Inspect(text(q.SQL), facts)
 		if rewritten(q.Arguments) {
 			one.Access = sqltext.Write
 		}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/flyregion/flyregion/internal/pgcluster"
+	"github.com/flyregion/flyregion/internal/piggyback"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -154,10 +155,10 @@ func TestTLS(t *testing.T) {
 
 			// It is proven to be open without a ping, through the TLS.
 			err := pool.AcquireFunc(t.Context(), func(conn *pgxpool.Conn) error {
-				if _, ok := conn.Conn().PgConn().Conn().(*tls.Conn); !ok {
+				if _, ok := conn.Conn().PgConn().Conn().(*piggyback.Conn).NetConn().(*tls.Conn); !ok {
 					t.Errorf("the connection is a %T", conn.Conn().PgConn().Conn())
 				}
-				if !quiet(conn.Conn().PgConn().Conn()) {
+				if !piggyback.Alive(conn.Conn().PgConn().Conn()) {
 					t.Error("an idle connection counts as broken")
 				}
 				return nil

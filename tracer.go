@@ -2,46 +2,23 @@ package flyregion
 
 import (
 	"context"
-	"errors"
 	"slices"
 
 	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // customDataKey is where a connection keeps what this package knows of it: a *primaryConn or a *replicaConn.
 const customDataKey = "github.com/flyregion/flyregion"
-
-// primaryConn is what is known of one connection to the primary. But for the forwarder only the connection's user
-// touches it.
-type primaryConn struct {
-	forwarder *forwarder
-	greeting  bool // AfterConnect runs
-
-	// What runs now, between a tracer's start and end.
-	current  sqltext.Statement
-	question *question // that went with it, or nil
-	open     bool      // it began in a transaction block
-
-	// Of the transaction block that is open: it has written, may commit asynchronously, and may have changed the schema.
-	wrote, async, schema bool
-	// Of the contexts of the statement, and of the block that it is in.
-	sessions []*Session
-}
-
-func primaryConnOf(conn *pgx.Conn) *primaryConn {
-	c, _ := conn.PgConn().CustomData()[customDataKey].(*primaryConn)
-	return c
-}
 
 // Tracer is the tracer that every connection to the primary carries, beside the app's own if [pgx.ConnConfig] has one.
 // Through it a write counts for its session whoever makes it: the pool, a connection taken with Acquire, or a library
 // that was given [Pool.Primary]. It asks for the position at which a write commits, in the round trip of the write
 // itself.
 //
-// Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer] and [pgx.PrepareTracer]. It is made by
-// the pool; the zero value does nothing.
+// Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer] and [pgx.PrepareTracer], and
+// [pgxpool.AcquireTracer] and [pgxpool.ReleaseTracer]. It is made by the pool; the zero value does nothing.
 type Tracer struct {
 	primary *primary
 }
@@ -51,19 +28,22 @@ var (
 	_ pgx.BatchTracer    = (*Tracer)(nil)
 	_ pgx.CopyFromTracer = (*Tracer)(nil)
 	_ pgx.PrepareTracer  = (*Tracer)(nil)
+
+	_ pgxpool.AcquireTracer = (*Tracer)(nil)
+	_ pgxpool.ReleaseTracer = (*Tracer)(nil)
 )
 
 // TraceQueryStart is called by pgx before Exec, Query and QueryRow.
 func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	if t.primary == nil {
+	c := t.connOf(conn)
+	if c == nil {
 		return ctx
 	}
-	s := t.primary.texts.inspect(data.SQL)
+	s := sqltext.Inspect(c.text(data.SQL), c.facts())
 	if rewritten(data.Args) {
 		s.Access = sqltext.Write
 	}
-	t.start(ctx, conn, s, false)
-	return ctx
+	return t.start(ctx, conn, s, false)
 }
 
 // TraceQueryEnd is called by pgx when the statement has ended: for Query and QueryRow when the rows are closed.
@@ -73,10 +53,11 @@ func (t *Tracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, data pgx.Tra
 
 // TraceBatchStart is called by pgx before SendBatch.
 func (t *Tracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	if t.primary != nil {
-		t.start(ctx, conn, t.primary.texts.inspectBatch(data.Batch, t.primary.texts.catalog.answers.Load()), false)
+	c := t.connOf(conn)
+	if c == nil {
+		return ctx
 	}
-	return ctx
+	return t.start(ctx, conn, inspectBatch(data.Batch, c.text, c.facts()), false)
 }
 
 // TraceBatchQuery is called by pgx for each result of a batch.
@@ -89,8 +70,7 @@ func (t *Tracer) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, data pgx.Tra
 
 // TraceCopyFromStart is called by pgx before CopyFrom.
 func (t *Tracer) TraceCopyFromStart(ctx context.Context, conn *pgx.Conn, _ pgx.TraceCopyFromStartData) context.Context {
-	t.start(ctx, conn, sqltext.Statement{Access: sqltext.Write}, true)
-	return ctx
+	return t.start(ctx, conn, sqltext.Statement{Access: sqltext.Write}, true)
 }
 
 // TraceCopyFromEnd is called by pgx when CopyFrom has ended.
@@ -100,128 +80,147 @@ func (t *Tracer) TraceCopyFromEnd(ctx context.Context, conn *pgx.Conn, data pgx.
 
 // TracePrepareStart is called by pgx before Prepare, also when pgx prepares on its own.
 func (t *Tracer) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
-	if c := primaryConnOf(conn); c != nil && c.greeting && t.primary != nil && data.Name != data.SQL {
-		t.primary.texts.prepared.add(data.Name, data.SQL)
+	if c := t.connOf(conn); c != nil {
+		c.preparing = [2]string{data.Name, data.SQL}
 	}
 	return ctx
 }
 
 // TracePrepareEnd is called by pgx after Prepare.
-func (t *Tracer) TracePrepareEnd(context.Context, *pgx.Conn, pgx.TracePrepareEndData) {}
+func (t *Tracer) TracePrepareEnd(_ context.Context, conn *pgx.Conn, data pgx.TracePrepareEndData) {
+	if c := t.connOf(conn); c != nil && data.Err == nil {
+		c.prepare(c.preparing[0], c.preparing[1])
+	}
+}
 
-// start has the questions asked that tell what is about to be written.
-func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, s sqltext.Statement, copied bool) {
-	c := primaryConnOf(conn)
-	if c == nil || t.primary == nil {
+// TraceAcquireStart is called by pgxpool before a connection is acquired.
+func (t *Tracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+	return ctx
+}
+
+// TraceAcquireEnd is called by pgxpool when a connection was acquired.
+func (t *Tracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
+	if data.Conn == nil {
 		return
 	}
-	if c.forwarder.takeRaw() {
+	if c := t.connOf(data.Conn); c != nil {
+		c.acquired.Store(intentOf(ctx).session)
+	}
+}
+
+// TraceRelease is called by pgxpool when a connection is about to be released.
+func (t *Tracer) TraceRelease(_ *pgxpool.Pool, data pgxpool.TraceReleaseData) {
+	if c := t.connOf(data.Conn); c != nil {
+		c.giveUp()
+	}
+}
+
+// connOf returns what is known of a connection, nil if it is not the pool's.
+func (t *Tracer) connOf(conn *pgx.Conn) *primaryConn {
+	if t.primary == nil {
+		return nil
+	}
+	return primaryConnOf(conn)
+}
+
+// start has the questions asked that tell what is about to be written. It returns the context that ends with the
+// statement.
+func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, text sqltext.Statement, copied bool) context.Context {
+	c := t.connOf(conn)
+	if c == nil {
+		return ctx
+	}
+	s := &primaryStatement{Context: ctx, Statement: text}
+	if conn.PgConn().IsBusy() {
+		return s // pgx will refuse it
+	}
+	if c.unannounced.CompareAndSwap(true, false) {
 		c.wrote, c.async = true, true
 	}
-	c.current, c.open = s, conn.PgConn().TxStatus() != 'I'
+	s.open = conn.PgConn().TxStatus() != 'I'
 	if own := intentOf(ctx).session; own != nil && !slices.Contains(c.sessions, own) {
 		c.sessions = append(c.sessions, own)
 	}
-	c.question = t.ask(c, copied)
-	c.forwarder.announce(c.question, s.Begins && !c.open)
+	s.sessions = c.sessions
+	c.ask(s, copied)
+	c.begin(s)
+	return s
 }
 
-// ask returns what is to be asked along with the statement that begins on c, nil for nothing.
-func (t *Tracer) ask(c *primaryConn, copied bool) *question {
-	s := c.current
-	q := &question{
-		pool:     &t.primary.session,
-		sessions: c.sessions,
-		ends:     s.Ends,
-		async:    c.async || s.Settings,
-		copied:   copied,
-	}
+// ask chooses what is to be asked along with the statement that begins on c.
+func (c *primaryConn) ask(s *primaryStatement, copied bool) {
+	s.mayAsync = c.async || s.Settings
+	known := s.Access == sqltext.Write // that it writes need not be asked
+	position := false
 	switch {
-	case s.CopiesIn:
-		return nil
+	case s.CopiesIn, copied && c.primary.copiesUnanswered.Load():
+		return
 	case s.LeavesOpen:
 		// A question would be the first statement of the block that is open afterwards, and take its snapshot, after
 		// which its isolation level cannot be set.
-		return nil
-	case c.open && s.Ends:
-		q.position, q.writes = c.wrote || s.Several, true
-	case c.open:
-		// Nothing of a transaction block counts before it commits. The probe takes a snapshot, so it must not go with
-		// what takes none. What writes by its text is asked only whether it commits asynchronously, which takes none
-		// either.
+		return
+	case s.open && s.Ends:
+		position, known, s.writes = c.wrote || s.Several, false, true
+	case s.open:
+		// Nothing of a transaction block counts before it commits. wroteSQL takes a snapshot, so it must not go with what
+		// takes none. What writes by its text is asked only whether it commits asynchronously, which takes none either.
 		if s.HasShow {
-			return nil
+			return
 		}
-		q.known = s.Access == sqltext.Write
 	default:
-		q.position = true
-		q.known = s.Access == sqltext.Write
-		q.writes = s.Access == sqltext.Write || !t.primary.covers(t.primary.session.load()) ||
-			slices.ContainsFunc(c.sessions, func(s *Session) bool { return !t.primary.covers(s.load()) })
+		position = true
+		s.writes = known || !c.primary.covers(c.primary.session.load()) ||
+			slices.ContainsFunc(s.sessions, func(s *Session) bool { return !c.primary.covers(s.load()) })
 	}
-	return q
+	if s.Copied = copied; !copied {
+		s.Inside = wroteMessages
+		if known {
+			s.Inside = asyncMessages
+		}
+	}
+	if position {
+		s.Behind = positionMessage
+	}
 }
 
 // end sees to it that what was written counts for its sessions before pgx returns to its caller.
 func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
-	c := primaryConnOf(conn)
-	if c == nil || t.primary == nil {
-		return
+	s, _ := ctx.Value(primaryStatementKey{}).(*primaryStatement)
+	c := t.connOf(conn)
+	if s == nil || c == nil || c.current != s {
+		return // it did not run, or has ended
 	}
-	c.forwarder.conclude()
-	raw := c.forwarder.takeRaw()
-	s, q := c.current, c.question
-	c.question = nil
-	if q == nil {
-		q = &question{}
-	}
-	if c.schema = c.schema || s.Schema || raw; c.schema {
+	c.end(s)
+	unannounced := c.unannounced.Swap(false)
+	if c.schema = c.schema || s.Schema || unannounced; c.schema {
 		// Also in the middle of a transaction, as the text may have ended another before.
 		defer func() { t.primary.texts.catalog.forget(t.primary.session.load()) }()
 	}
 
 	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
-		wrote := c.wrote || raw || !c.open && mayHaveWritten(s, q, err)
-		t.note(ctx, c, wrote, q)
+		t.note(s, c.wrote || unannounced || !s.open && s.mayHaveWritten(err))
 		c.wrote, c.async, c.schema, c.sessions = false, false, false, nil
 		return
 	}
 	// A transaction block goes on, or has begun. The text may have ended another before it.
 	if s.Ends || s.OtherCommand {
-		t.note(ctx, c, c.wrote || mayHaveWritten(s, q, err), q)
+		t.note(s, c.wrote || s.mayHaveWritten(err))
 	}
 	if !s.TxControl || s.Several {
-		c.wrote = c.wrote || mayHaveWritten(s, q, err)
+		c.wrote = c.wrote || s.mayHaveWritten(err)
 	}
-	c.wrote = c.wrote || raw
-	c.async = c.async || s.Settings || s.OtherCommand || q.async || raw
-}
-
-// mayHaveWritten reports whether a statement may have written something: by its text, or by what the probe says of the
-// transaction that it ran in, if it could be asked.
-func mayHaveWritten(s sqltext.Statement, q *question, err error) bool {
-	if s.Access == sqltext.Write {
-		// What was to be asked behind the statement, and was not, has not even been sent.
-		return err == nil || q.asked > 0
-	}
-	if q.probed {
-		return q.wrote
-	}
-	// A read that failed has been rolled back, if the server says so.
-	var pgErr *pgconn.PgError
-	return !errors.As(err, &pgErr)
+	c.wrote = c.wrote || unannounced
+	async := s.InRow.Len > 0 && s.InRow.Columns[s.InRow.Len-1] == "off"
+	c.async = c.async || s.Settings || s.OtherCommand || async || unannounced
 }
 
 // note makes a write count whose position was not told.
-func (t *Tracer) note(ctx context.Context, c *primaryConn, wrote bool, q *question) {
+func (t *Tracer) note(s *primaryStatement, wrote bool) {
 	switch {
 	case !wrote:
-	case q.answered:
-		t.primary.awaitWrite(ctx)
+	case s.answered:
+		t.primary.awaitWrite(s)
 	default:
-		t.primary.session.wroteUnknown()
-		for _, s := range c.sessions {
-			s.wroteUnknown()
-		}
+		s.noteUnknown()
 	}
 }

@@ -1,17 +1,21 @@
 //go:build unix
 
-package flyregion
+package piggyback
 
 import (
 	"net"
 	"syscall"
 )
 
-// quiet reports whether an idle connection is open and has nothing to read, as far as this host's kernel knows. It asks
+// Alive reports whether an idle connection is open and has nothing to read, as far as this host's kernel knows. It asks
 // nobody and waits for nothing. A server that ends a connection, or a network that resets it, makes it readable.
-func quiet(conn net.Conn) bool {
-	if secured, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		conn = secured.NetConn()
+func Alive(conn net.Conn) bool {
+	for {
+		wrapped, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		conn = wrapped.NetConn()
 	}
 	socket, ok := conn.(syscall.Conn)
 	if !ok {

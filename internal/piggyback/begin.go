@@ -1,0 +1,180 @@
+package piggyback
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// A BEGIN of pgx's does nothing that anybody could see before the transaction's first statement: it takes neither a
+// snapshot nor a lock. So nobody waits for its answer, and a transaction of one statement costs two round trips and not
+// three. The BEGIN leaves at once, so that the server knows of the transaction and bounds the time that it is idle.
+//
+// The first statement must not run if the BEGIN fails, as it would be committed on its own. A guard in front of it sees to
+// that, in the same segment: it fails where no transaction block is open, and behind an error in the extended protocol the
+// server skips everything up to the next Sync, simple queries too. The guard takes no snapshot, so that SET TRANSACTION
+// works behind it, and does not change when the transaction began. Nothing is sent behind the first segment before the
+// guard was answered. After a refusal pgx reads the BEGIN's error, and nothing but its ROLLBACK is let through.
+// See https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-EXT-QUERY.
+
+// begun is how far a BEGIN has come whose answer pgx does not wait for.
+type begun uint8
+
+const (
+	notBegun  begun = iota // there is none, or it was answered
+	unguarded              // it has left, and nothing behind it
+	guarded                // the guard has left, and was not answered
+	refused                // it was refused, and pgx has read that
+)
+
+var guard = append(Unnamed("savepoint flyregion"), Unnamed("release flyregion")...)
+
+// guardCommands is how many commands the guard has.
+const guardCommands = 2
+
+// plainBegins are the messages that pgx begins transactions with, and what is sent in their place.
+var plainBegins = func() map[string][]byte {
+	texts := map[string][]byte{}
+	for _, level := range []pgx.TxIsoLevel{"", pgx.Serializable, pgx.RepeatableRead, pgx.ReadCommitted, pgx.ReadUncommitted} {
+		for _, access := range []pgx.TxAccessMode{"", pgx.ReadWrite, pgx.ReadOnly} {
+			for _, deferrable := range []pgx.TxDeferrableMode{"", pgx.Deferrable, pgx.NotDeferrable} {
+				text := "begin"
+				if level != "" {
+					text += " isolation level " + string(level)
+				}
+				if access != "" {
+					text += " " + string(access)
+				}
+				if deferrable != "" {
+					text += " " + string(deferrable)
+				}
+				texts[string(Query(text))] = append(Unnamed(text), syncMessage...)
+			}
+		}
+	}
+	return texts
+}()
+
+// begunAnswer is what pgx reads for a BEGIN that the server has not answered yet.
+var begunAnswer = append(message('C', []byte("BEGIN\x00")), message('Z', []byte("T"))...)
+
+var rollback = string(Query("rollback"))
+
+// beginEarly returns what is to be sent in place of p if p is a BEGIN that need not be waited for.
+func (c *Conn) beginEarly(p []byte) []byte {
+	// An answer that is still to come, after a context that ended early, must not be taken for that to the BEGIN.
+	if !c.begins || len(c.pending) > 0 || c.begun != notBegun {
+		return nil
+	}
+	begin := plainBegins[string(p)]
+	if begin != nil {
+		c.begun, c.refusal = unguarded, nil
+		c.pending = append(c.pending, segment{kind: ofBegin, ended: true})
+	}
+	return begin
+}
+
+// refuse returns an error if p must not be sent because it belongs to a transaction that was not begun.
+func (c *Conn) refuse(p []byte) error {
+	if c.begun != refused {
+		return nil
+	}
+	if string(p) == rollback || p[0] == 'X' {
+		c.begun = notBegun
+		return nil
+	}
+	return c.refusalError()
+}
+
+// refusalError returns the error of a BEGIN that was refused.
+func (c *Conn) refusalError() error {
+	var response pgproto3.ErrorResponse
+	if len(c.refusal) < 5 || response.Decode(c.refusal[5:]) != nil {
+		return fmt.Errorf("flyregion: the transaction was not begun")
+	}
+	return fmt.Errorf("flyregion: the transaction was not begun: %w", pgconn.ErrorResponseToPgError(&response))
+}
+
+// mayFollow returns how much of p may be sent now, and whether the answer to the guard is to be awaited before.
+func (c *Conn) mayFollow(p []byte) (n int, wait bool) {
+	switch c.begun {
+	case unguarded:
+		return segmentEnd(p), false
+	case guarded:
+		if c.pending[len(c.pending)-1].ended {
+			return len(p), !isCopyData(p[0])
+		}
+		return segmentEnd(p), false
+	}
+	return len(p), false
+}
+
+// segmentEnd returns where the first segment in p ends, that of p if it goes on.
+func segmentEnd(p []byte) int {
+	for at := 0; at+5 <= len(p); {
+		kind := p[at]
+		at += messageLen(p[at:])
+		if endsSegment(kind) {
+			return at
+		}
+	}
+	return len(p)
+}
+
+// endsSegment reports whether the server answers a kind of message with ReadyForQuery.
+func endsSegment(kind byte) bool { return kind == 'Q' || kind == 'S' || kind == 'F' }
+
+// isCopyData reports whether a kind of message belongs to the data of a COPY, which the server drops if there is no COPY.
+func isCopyData(kind byte) bool { return kind == 'd' || kind == 'c' || kind == 'f' || kind == 'X' }
+
+// guardAnswered takes a message of the answer to the guard.
+func (c *Conn) guardAnswered(s *segment, m []byte) {
+	switch m[0] {
+	case 'C':
+		if s.guard--; s.guard == 0 {
+			c.begun = notBegun
+		}
+	case 'E':
+		s.guard, s.unbegun = 0, true
+		if c.refusal == nil || isFatal(m[5:]) {
+			c.unread.Write(m)
+		} else {
+			c.unread.Write(c.refusal)
+		}
+		if s.simple && !isFatal(m[5:]) {
+			// The simple query was skipped, and has no Sync of its own. If it cannot be written, the next read fails.
+			_, _ = c.Conn.Write(syncMessage)
+		}
+	}
+}
+
+// begunEnded takes the end of a segment that may have been skipped behind the guard. It returns the status for pgx.
+func (c *Conn) begunEnded(s *segment, status byte) byte {
+	if s.unbegun {
+		c.begun = notBegun
+		if status == 'I' {
+			c.begun = refused
+		}
+	}
+	if c.begun == refused {
+		return 'E'
+	}
+	return status
+}
+
+// beginAnswered takes a message of the answer to a BEGIN.
+func (c *Conn) beginAnswered(m []byte) {
+	switch m[0] {
+	case 'E':
+		if isFatal(m[5:]) {
+			c.unread.Write(m)
+			return
+		}
+		c.refusal = bytes.Clone(m)
+	case 'Z':
+		c.pop()
+	}
+}

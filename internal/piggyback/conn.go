@@ -1,0 +1,217 @@
+// Package piggyback stands between pgx and the network on one connection to PostgreSQL. It adds questions to what pgx
+// sends, and takes the answers out of what the server sends before pgx reads them. So a statement and the answers to the
+// questions about it cost one round trip, whatever pgx does to prepare, encode and read the statement.
+//
+// It knows PostgreSQL's messages and nothing of what the questions are about.
+package piggyback
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Question is what is asked along with one statement, and what came of it. Its fields are the Conn's from Announce to
+// Conclude, but for callbacks, which get the question that they are about.
+type Question struct {
+	Inside []byte // made by Unnamed: runs behind the statement and in its transaction; nil for none
+	Behind []byte // made by Query: runs when the statement has ended; nil for none
+	Copied bool   // the statement is a COPY: Behind follows its data, as the server takes all that comes before for data
+
+	Ran    bool      // the statement has left
+	Asked  time.Time // when Inside or Behind left; zero if the statement left in a way that nothing can follow
+	InRow  Row       // the answer to Inside
+	Row    Row       // the answer to Behind
+	Idle   bool      // no transaction block was open behind the statement
+	behind bool      // Behind has left
+}
+
+// Unanswered reports whether Behind has left and was not answered.
+func (q *Question) Unanswered() bool { return q.behind && q.Row.Len == 0 }
+
+// Events are what a Conn tells. They are called before pgx reads the end of what they are about, by whoever reads, writes
+// or closes the connection at the moment, and must not call the Conn.
+type Events struct {
+	Asked       func(*Question) // Inside or Behind leaves
+	Answered    func(*Question) // Behind was answered with a row
+	Late        func(*Question) // Behind was not answered in time
+	Committed   func(*Question) // a transaction was committed, and more of the statement is still to come; nil if unannounced
+	Unannounced func()          // something has ended, or may have, that nobody announced
+	Abandoned   func(*Question) // nobody will read how the announced statement ended
+}
+
+// kind says what a segment is.
+type kind uint8
+
+const (
+	ofApp      kind = iota // pgx has sent it and reads its answer
+	ofBegin                // a BEGIN whose answer pgx has got already
+	ofQuestion             // a question behind what pgx has sent
+)
+
+// segment is what has left up to a message that the server answers with ReadyForQuery.
+type segment struct {
+	kind      kind
+	statement *Question // that it belongs to; nil if nobody announced it
+	runs      bool      // it may change something
+	ended     bool      // its last message has left
+	simple    bool      // that is a simple query or a function call
+
+	executes int  // commands of the extended protocol that are still to be completed
+	guard    int  // commands of the guard in front of it that are still to be completed
+	unbegun  bool // the guard has failed
+	inside   bool // its question's Inside is in it
+	probing  bool // ... and is answered next
+
+	late  bool // of a question: what waited for its answer was let through
+	fence string
+}
+
+// Conn is a connection to a server on which questions can be asked.
+//
+// One goroutine at a time writes and one reads. Both may close it, and set deadlines, at any time.
+type Conn struct {
+	net.Conn
+	on Events
+
+	mu      sync.Mutex
+	current *Question // announced and not concluded
+	armed   bool      // it is still to be asked
+	begins  bool      // its statement is a BEGIN
+	begun   begun
+	refusal []byte    // the server's answer to the BEGIN, if it is an error that pgx has not read
+	pending []segment // what is to be answered, the oldest first; the last one may not have ended
+	fences  int
+	blind   bool // what comes is not PostgreSQL's protocol
+
+	beginSaid atomic.Bool // pgx is to read that a transaction was begun
+
+	deadlineMu sync.Mutex
+	theirs     time.Time // read deadline that pgx has set
+	limit      time.Time // ... and that of waiting for an answer
+
+	writer
+	reader
+}
+
+// New returns a Conn on an established connection that is idle.
+func New(conn net.Conn, on Events) *Conn { return &Conn{Conn: conn, on: on} }
+
+// NetConn returns the connection that c stands in front of.
+func (c *Conn) NetConn() net.Conn { return c.Conn }
+
+// Announce tells which statement is sent from now on and what is to be asked along with it. begins is whether it begins
+// a transaction.
+func (c *Conn) Announce(q *Question, begins bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current, c.begins = q, begins
+	c.armed = q.Inside != nil || q.Behind != nil
+}
+
+// Conclude ends what Announce began, if q is what runs now. The question is its caller's again.
+func (c *Conn) Conclude(q *Question) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current != q {
+		return
+	}
+	c.current, c.armed, c.begins = nil, false, false
+	for i := range c.pending {
+		if s := &c.pending[i]; s.statement == q && s.kind == ofApp {
+			// pgx gave up before the end, which it will not read.
+			s.runs = false
+		}
+	}
+}
+
+// Abandon tells that nobody will read what is still to come.
+func (c *Conn) Abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	unannounced := false
+	for i := range c.pending {
+		s := &c.pending[i]
+		unannounced = unannounced || s.runs && s.statement == nil
+		s.runs = false
+	}
+	if unannounced {
+		c.on.Unannounced()
+	}
+	if q := c.current; q != nil {
+		c.current, c.armed, c.begins = nil, false, false
+		if q.Ran {
+			c.on.Abandoned(q)
+		}
+	}
+}
+
+// Close closes the connection.
+func (c *Conn) Close() error {
+	c.Abandon()
+	return c.Conn.Close()
+}
+
+// head returns the segment that is answered next, nil if there is none.
+func (c *Conn) head() *segment {
+	if len(c.pending) == 0 {
+		return nil
+	}
+	return &c.pending[0]
+}
+
+// pop removes the segment that was answered.
+func (c *Conn) pop() {
+	c.pending = c.pending[:copy(c.pending, c.pending[1:])]
+}
+
+// tail returns the segment that is being sent.
+func (c *Conn) tail() *segment {
+	if n := len(c.pending); n > 0 && !c.pending[n-1].ended {
+		return &c.pending[n-1]
+	}
+	c.pending = append(c.pending, segment{statement: c.current})
+	return &c.pending[len(c.pending)-1]
+}
+
+// SetDeadline sets the deadlines as [net.Conn] has it.
+func (c *Conn) SetDeadline(t time.Time) error {
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
+}
+
+// SetReadDeadline sets the read deadline as [net.Conn] has it.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.deadlineMu.Lock()
+	defer c.deadlineMu.Unlock()
+	c.theirs = t
+	return c.Conn.SetReadDeadline(earlier(t, c.limit))
+}
+
+// limitReading bounds reads until t, or no longer if t is zero, beside the deadline that pgx has set.
+func (c *Conn) limitReading(t time.Time) {
+	c.deadlineMu.Lock()
+	defer c.deadlineMu.Unlock()
+	c.limit = t
+	// What cannot be bounded is not.
+	_ = c.Conn.SetReadDeadline(earlier(c.theirs, t))
+}
+
+// timedOut reports whether the deadline that pgx has set has passed.
+func (c *Conn) timedOut() bool {
+	c.deadlineMu.Lock()
+	defer c.deadlineMu.Unlock()
+	return !c.theirs.IsZero() && !time.Now().Before(c.theirs)
+}
+
+// earlier returns the earlier one of two deadlines, of which zero is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,298 @@
+package flyregion
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/flyregion/flyregion/internal/piggyback"
+	"github.com/flyregion/flyregion/internal/sqltext"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// positionSQL asks the primary how far its log goes, and who it is. It is a query behind the statement's end, in the same
+// write, so that the server runs it after the commit and nobody waits for another round trip. A standby answers it with an
+// error.
+const positionSQL = `select pg_catalog.pg_current_wal_flush_lsn(), pg_catalog.pg_current_wal_insert_lsn(), ` +
+	`pg_catalog.current_setting('synchronous_commit'), ` +
+	`(extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
+	`pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), ` +
+	`pg_catalog.current_setting('transaction_read_only')`
+
+// wroteSQL asks the transaction that a statement ran in whether it has written anything, which no text can tell for sure,
+// and whether it commits asynchronously, which SET LOCAL or a function may have changed.
+const wroteSQL = `select pg_catalog.txid_current_if_assigned() is not null, pg_catalog.current_setting('synchronous_commit')`
+
+// asyncSQL stands in for wroteSQL behind a statement that writes by its text, of which only the way it commits is unknown.
+// The server does not have to plan it.
+const asyncSQL = `show synchronous_commit`
+
+var (
+	positionMessage = piggyback.Query(positionSQL)
+	wroteMessages   = piggyback.Unnamed(wroteSQL)
+	asyncMessages   = piggyback.Unnamed(asyncSQL)
+)
+
+// positionOfAnswer reads the answer to positionSQL. ok is false if it is not one.
+func positionOfAnswer(row piggyback.Row) (p position, a primaryAnswer, ok bool) {
+	if row.Len != 6 || len(row.Columns[4]) < 8 {
+		return position{}, primaryAnswer{}, false
+	}
+	var errs [4]error
+	var server, timeline int64
+	p.flush, errs[0] = ParseLSN(row.Columns[0])
+	p.insert, errs[1] = ParseLSN(row.Columns[1])
+	server, errs[2] = strconv.ParseInt(row.Columns[3], 10, 64)
+	timeline, errs[3] = strconv.ParseInt(row.Columns[4][:8], 16, 64)
+	if errs != [4]error{} {
+		return position{}, primaryAnswer{}, false
+	}
+	p.origin = serverID(server)
+	return p, primaryAnswer{
+		server: p.origin, timeline: int(timeline), async: row.Columns[2] == "off", readOnly: row.Columns[5] == "on",
+	}, true
+}
+
+// primaryAnswer is what the answer to positionSQL says besides the position.
+type primaryAnswer struct {
+	server   serverID
+	timeline int
+	async    bool // the session commits asynchronously
+	readOnly bool // it refuses writes by default, as on a primary that was demoted
+}
+
+// primaryConn is what is known of one connection to the primary. But for what is said otherwise only the connection's user
+// touches it. The callbacks of wire run while the connection is used, or when a statement's answer is given up.
+type primaryConn struct {
+	primary  *primary
+	wire     *piggyback.Conn
+	readOnly bool     // the app made its sessions read-only by default
+	server   serverID // that answered last; wire's callbacks touch it
+	greeting bool     // AfterConnect runs
+
+	prepared  map[string]string // texts by the names that the app has given them on this connection
+	preparing [2]string         // the name and the text that are being prepared
+
+	current *primaryStatement // from a tracer's start to its end, or nil; wire's callbacks read it
+
+	// Of the transaction block that is open: it has written, may commit asynchronously, and may have changed the schema.
+	wrote, async, schema bool
+	// Of the contexts of the statement, and of the block that it is in.
+	sessions []*Session
+
+	// acquired is the session of the context that the connection was acquired with. What is run past pgx's tracers counts
+	// for it. Any goroutine may read it.
+	acquired atomic.Pointer[Session]
+	// unannounced is set when something has run past pgx's tracers. Any goroutine may set it.
+	unannounced atomic.Bool
+}
+
+func primaryConnOf(conn *pgx.Conn) *primaryConn {
+	c, _ := conn.PgConn().CustomData()[customDataKey].(*primaryConn)
+	return c
+}
+
+// attachTo makes one connection tell what it writes.
+func (p *primary) attachTo(ctx context.Context, conn *pgconn.PgConn, server serverID, readOnly bool) error {
+	c := &primaryConn{primary: p, server: server, readOnly: readOnly}
+	wire, err := piggyback.Attach(ctx, conn, piggyback.Events{
+		Asked:       func(*piggyback.Question) { c.current.asked = clock.Add(1) },
+		Answered:    c.answered,
+		Late:        c.late,
+		Committed:   c.committed,
+		Unannounced: c.ranUnannounced,
+		Abandoned:   c.abandoned,
+	})
+	if err != nil {
+		return err
+	}
+	c.wire = wire
+	conn.CustomData()[customDataKey] = c
+	return nil
+}
+
+// primaryStatement is one statement on the primary, between a tracer's start and end. It is the context that pgx passes
+// from the one to the other, so that a statement which pgx refuses, as another runs, is told from that one.
+type primaryStatement struct {
+	context.Context
+	piggyback.Question
+	sqltext.Statement
+
+	conn     *primaryConn // nil if the statement cannot run
+	open     bool         // it begins in a transaction block
+	writes   bool         // the position counts whatever the answer to wroteSQL is
+	mayAsync bool         // its transaction may commit asynchronously although its session does not
+	sessions []*Session   // of its contexts
+
+	asked    uint64   // when, by this process's clock; 0 if nothing was asked
+	answered bool     // the position was told, and noted if it counts
+	noted    []uint64 // what wroteUnknownSince returned for the pool's session and sessions, where this statement called it
+}
+
+type primaryStatementKey struct{}
+
+func (s *primaryStatement) Value(key any) any {
+	if key == (primaryStatementKey{}) {
+		return s
+	}
+	return s.Context.Value(key)
+}
+
+// begin makes s what runs on c.
+func (c *primaryConn) begin(s *primaryStatement) {
+	if c.current != nil {
+		// Its results were never closed.
+		c.wire.Abandon()
+	}
+	s.conn, c.current = c, s
+	c.wire.Announce(&s.Question, s.Begins && !s.open)
+}
+
+// end ends what begin began.
+func (c *primaryConn) end(s *primaryStatement) {
+	c.wire.Conclude(&s.Question)
+	c.current = nil
+}
+
+// giveUp ends what runs on c without its results, when the connection is released.
+func (c *primaryConn) giveUp() {
+	c.wire.Abandon()
+	c.current = nil
+	c.wrote, c.async, c.schema, c.sessions = false, false, false, nil
+	c.unannounced.Store(false)
+}
+
+// text returns the text that sql stands for on this connection. It is another if sql is the name of a prepared statement.
+func (c *primaryConn) text(sql string) string {
+	if text, ok := c.prepared[sql]; ok {
+		return text
+	}
+	return c.primary.texts.text(sql)
+}
+
+// facts returns what is known that no text shows.
+func (c *primaryConn) facts() sqltext.Facts {
+	texts := c.primary.texts
+	return texts.facts(texts.catalog.answers.Load())
+}
+
+// prepare takes note of a statement that the app prepares under a name of its own.
+func (c *primaryConn) prepare(name, text string) {
+	if name == text || name == "" {
+		return
+	}
+	if c.greeting {
+		c.primary.texts.prepared.add(name, text)
+	}
+	if c.prepared == nil {
+		c.prepared = map[string]string{}
+	}
+	if len(c.prepared) < maxPreparedNames && len(name) <= maxPreparedName {
+		c.prepared[name] = text
+	}
+}
+
+// answered tells the sessions of the statement that runs what the answer to positionSQL says.
+func (c *primaryConn) answered(q *piggyback.Question) {
+	s := c.current
+	p, a, ok := positionOfAnswer(q.Row)
+	if !ok || a.readOnly && !c.readOnly || !q.Idle && !s.Ends {
+		return
+	}
+	if a.server != c.server {
+		// A pooler leads to another server than before.
+		c.server = a.server
+		c.primary.answeredBy(a)
+	}
+	s.answered = true
+	c.primary.measuredAtMost(time.Since(q.Asked))
+	async := s.mayAsync || a.async || q.InRow.Len > 0 && q.InRow.Columns[q.InRow.Len-1] == "off"
+	if q.InRow.Len == 2 && q.InRow.Columns[0] == "f" && !s.writes && s.noted == nil {
+		return
+	}
+	p.asked = s.asked
+	if async {
+		p.flush = p.insert
+	}
+	for i := range len(s.sessions) + 1 {
+		if s.noted != nil {
+			p.noted = s.noted[i]
+		}
+		s.session(i).wrote(p)
+	}
+}
+
+// session returns the pool's session and then those of the statement's contexts.
+func (s *primaryStatement) session(i int) *Session {
+	if i == 0 {
+		return &s.conn.primary.session
+	}
+	return s.sessions[i-1]
+}
+
+// late takes note of a question that was not answered in time.
+func (c *primaryConn) late(q *piggyback.Question) {
+	if q.Copied {
+		c.primary.copiesUnanswered.Store(true)
+	}
+}
+
+// committed makes what runs count before it has ended, as part of it was committed.
+func (c *primaryConn) committed(q *piggyback.Question) {
+	s := c.current
+	if q == nil || s == nil || q != &s.Question {
+		c.ranUnannounced()
+		return
+	}
+	s.noted = make([]uint64, len(s.sessions)+1)
+	for i := range s.noted {
+		s.noted[i] = s.session(i).wroteUnknownSince(s.asked)
+	}
+}
+
+// ranUnannounced makes what was run past pgx's tracers count.
+func (c *primaryConn) ranUnannounced() {
+	c.unannounced.Store(true)
+	c.primary.session.wroteUnknown()
+	c.primary.texts.catalog.forget(c.primary.session.load())
+	if s := c.acquired.Load(); s != nil {
+		s.wroteUnknown()
+	}
+}
+
+// abandoned makes a statement count whose results nobody will read.
+func (c *primaryConn) abandoned(*piggyback.Question) {
+	s := c.current
+	if s.answered || s.open && !s.Ends && !s.OtherCommand || !s.mayHaveWritten(nil) {
+		return
+	}
+	s.noteUnknown()
+	if s.Schema {
+		c.primary.texts.catalog.forget(c.primary.session.load())
+	}
+}
+
+// noteUnknown makes a write count whose position is not known.
+func (s *primaryStatement) noteUnknown() {
+	for i := range len(s.sessions) + 1 {
+		s.session(i).wroteUnknown()
+	}
+}
+
+// mayHaveWritten reports whether the statement may have written something: by its text, or by what the answer to wroteSQL
+// says of the transaction that it ran in, if it could be asked.
+func (s *primaryStatement) mayHaveWritten(err error) bool {
+	if s.Access == sqltext.Write {
+		// What was to be asked behind the statement, and was not, has not even been sent.
+		return err == nil || s.Ran
+	}
+	if s.InRow.Len == 2 {
+		return s.InRow.Columns[0] == "t"
+	}
+	// A read that failed has been rolled back, if the server says so.
+	var pgErr *pgconn.PgError
+	return !errors.As(err, &pgErr)
+}

@@ -135,7 +135,7 @@ func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, text sqltext.Stateme
 		return s // pgx will refuse it
 	}
 	if c.unannounced.CompareAndSwap(true, false) {
-		c.wrote, c.async = true, true
+		c.wrote, c.async, c.schema = true, true, true
 	}
 	s.open = conn.PgConn().TxStatus() != 'I'
 	if own := intentOf(ctx).session; own != nil && !slices.Contains(c.sessions, own) {

@@ -285,10 +285,10 @@ const isForeignSQL = `(p.oid < 16384 or exists (select from pg_catalog.pg_depend
 const volatileCallsSQL = `select p.proname, true, p.proname, ` + isForeignSQL + ` from pg_catalog.pg_proc p ` +
 	`where p.proname = any($1::name[]) and p.provolatile = 'v'`
 
-// volatileSQL asks that, and what depends on a volatile function, or on one named by $2, that is not the server's own:
-// other functions (aggregates, and those whose body the server has parsed), and views and tables with policies, through
-// operators and each other too. t.f may be a call of a function f that takes a row, so the name of such a function is
-// treated like that of a table.
+// volatileSQL asks that, which functions are VOLATILE, or named by $2, and not the server's own, as they may share a name
+// with one that this package knows, and what depends on them: other functions (aggregates, and those whose body the
+// server has parsed), and views and tables with policies, through operators and each other too. t.f may be a call of a
+// function f that takes a row, so the name of such a function is treated like that of a table.
 const volatileSQL = volatileCallsSQL + ` union ` +
 	`(with recursive reaches(classid, objid, function, isforeign) as (` +
 	`select 'pg_catalog.pg_proc'::regclass::oid, p.oid, p.proname, ` + isForeignSQL + ` from pg_catalog.pg_proc p ` +
@@ -306,7 +306,7 @@ const volatileSQL = volatileCallsSQL + ` union ` +
 	`union all select 'pg_catalog.pg_class'::regclass, w.polrelid from pg_catalog.pg_policy w ` +
 	`where r.classid = 'pg_catalog.pg_policy'::regclass and w.oid = r.objid and w.polcmd in ('r', '*')) o) ` +
 	`select p.proname, true, r.function, r.isforeign from reaches r join pg_catalog.pg_proc p on p.oid = r.objid ` +
-	`where r.classid = 'pg_catalog.pg_proc'::regclass and p.provolatile <> 'v' ` +
+	`where r.classid = 'pg_catalog.pg_proc'::regclass ` +
 	`union select c.relname, false, r.function, r.isforeign from reaches r join pg_catalog.pg_class c on c.oid = r.objid ` +
 	`where r.classid = 'pg_catalog.pg_class'::regclass ` +
 	`union select p.proname, false, p.proname, ` + isForeignSQL + ` from pg_catalog.pg_proc p ` +

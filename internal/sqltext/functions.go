@@ -24,6 +24,10 @@ var primaryCalls = [][]string{
 	{"connectby", "crosstab", "crosstab2", "crosstab3", "crosstab4", "crosstabn", "cursor_to_xml", "cursor_to_xmlschema",
 		"query_to_xml", "query_to_xml_and_xmlschema", "query_to_xmlschema", "ts_rewrite", "ts_stat", "xpath_table"},
 
+	// Tables and views by names in strings.
+	{"database_to_xml", "database_to_xml_and_xmlschema", "schema_to_xml", "schema_to_xml_and_xmlschema", "table_to_xml",
+		"table_to_xml_and_xmlschema"},
+
 	// Connections of the server to elsewhere.
 	{"dblink", "http", "postgres_fdw_disconnect", "postgres_fdw_disconnect_all", "postgres_fdw_get_connections"},
 
@@ -114,7 +118,8 @@ const (
 	viewOfServer
 )
 
-var systemNames = func() (t nameTable) {
+var systemNames = func() *nameTable {
+	t := newNameTable(1024)
 	for _, names := range primaryCalls {
 		for _, name := range names {
 			t.add(name, callBelongsToPrimary)
@@ -219,24 +224,6 @@ func IsFunctionName(name string) bool {
 	}
 	return true
 }
-
-// harmlessFunctions are VOLATILE because their results change, not because they do anything: functions of the server's
-// own, of uuid-ossp and of pgcrypto. All other VOLATILE functions may write.
-var harmlessFunctions = map[string]bool{}
-
-func init() {
-	for _, name := range []string{
-		"clock_timestamp", "gen_random_uuid", "random", "random_normal", "timeofday", "uuidv4", "uuidv7",
-		"pg_sleep", "pg_sleep_for", "pg_sleep_until",
-		"gen_random_bytes", "gen_salt", "pgp_pub_encrypt", "pgp_pub_encrypt_bytea", "pgp_sym_encrypt", "pgp_sym_encrypt_bytea",
-		"uuid_generate_v1", "uuid_generate_v1mc", "uuid_generate_v4",
-	} {
-		harmlessFunctions[name] = true
-	}
-}
-
-// IsHarmless reports whether a function is VOLATILE and known to have no effect.
-func IsHarmless(name string) bool { return harmlessFunctions[name] }
 
 // keepsSchema reports whether a command that begins with a word leaves functions, views and policies as they are. Those
 // that are run often count; of any other it is not said.

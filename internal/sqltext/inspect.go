@@ -294,7 +294,7 @@ func (p *inspector) body(w word, text string, end int) {
 			p.effects = true // U&"..." UESCAPE '!' may be the name of a call
 		}
 	}
-	p.chain(text)
+	p.chain(text, false)
 }
 
 // decide takes the word after one that needs it to be understood.
@@ -335,33 +335,6 @@ func (p *inspector) nests() bool {
 	return p.with
 }
 
-// chain takes a name that may follow a dot.
-func (p *inspector) chain(name string) {
-	if p.prev == tokDot {
-		p.field(name)
-	} else {
-		p.chained = false
-	}
-}
-
-// field takes a name that follows a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval. In t.nextval it can
-// only be a column if t is a table, as none of the functions known here takes a row. It is a call if t is a function in the
-// FROM whose result is a single value, which callsFields tells.
-func (p *inspector) field(name string) {
-	if p.chained {
-		p.call(name)
-		return
-	}
-	if access, ok := p.appSays(name); ok {
-		p.effects = p.effects || access == Write
-		return
-	}
-	if known := knownCall(name); known == callBelongsToPrimary || known == callChangesSession {
-		// In pg_catalog.nextval it is the name of a function, which call sees, or of a table.
-		p.fields = p.fields || !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog")
-	}
-}
-
 // onQuoted takes a quoted identifier, by what is between the quotes.
 func (p *inspector) onQuoted(kind token, start, end int) {
 	text := p.sql[start:end]
@@ -391,7 +364,7 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 			// Any name could be meant, except that a label after AS means nothing.
 			p.effects = p.effects || p.prev == tokDot || strings.Contains(text, `\`) && (p.prev != tokWord || p.word != wordAs)
 		}
-		p.chain(text)
+		p.chain(text, true)
 	case inWrite, inDeclare:
 	case inCopy, inCopySource:
 		p.state = inCopySource
@@ -415,7 +388,7 @@ func (p *inspector) onOpen() {
 	case inQuery, inWrite:
 		switch p.prev {
 		case tokWord, tokQuoted:
-			p.call(p.sql[p.nameAt:p.nameEnd])
+			p.onCall()
 		case tokUnicode:
 			p.effects = true
 		}
@@ -476,113 +449,4 @@ func (p *inspector) onNumber(text string) {
 		p.clause = wordOther
 	}
 	p.onOther(tokOther)
-}
-
-// call takes the name of a function that is called.
-func (p *inspector) call(name string) {
-	if access, ok := p.appSays(name); ok {
-		p.appCalls(access)
-		return
-	}
-	if p.state == inWrite {
-		return
-	}
-	known := knownCall(name)
-	switch {
-	case p.before.token == tokDot && isPrimarySchema(p.sql[p.before.nameAt:p.before.nameEnd]):
-		p.effects, p.LeavesState = true, true
-		return
-	case known == callChangesSession:
-		p.own, p.LeavesState = true, true
-		return
-	case known == callBelongsToPrimary:
-		p.effects, p.LeavesState = true, p.LeavesState || leavesState(name)
-		return
-	case known == callReadsSetting:
-		p.setting = true
-	}
-	if p.prev == tokWord && p.word.reserved() {
-		return
-	}
-	var buf [maxName]byte
-	stored, ok := storedName(&buf, name, p.prev == tokQuoted)
-	if !ok {
-		p.effects = true
-		return
-	}
-	if access, ok := p.facts.Called[string(stored)]; ok {
-		p.appCalls(access)
-		return
-	}
-	if known != callUnknown {
-		return
-	}
-	p.UnknownCalls = true
-	if p.names != nil {
-		*p.names = append(*p.names, string(stored))
-	}
-}
-
-// appCalls takes a call of which the app or the catalog knows what it may do.
-func (p *inspector) appCalls(access Access) {
-	if access == Write {
-		p.effects, p.LeavesState = true, true
-	}
-}
-
-// relation takes a name that may be that of a view or table.
-func (p *inspector) relation(kind token, name string) {
-	var buf [maxName]byte
-	stored, ok := storedName(&buf, name, kind != tokWord)
-	if _, writes := p.facts.Writing[string(stored)]; writes || !ok {
-		p.wrote = true
-	}
-}
-
-// settingNamed takes a string of a statement that calls current_setting.
-func (p *inspector) settingNamed(text string) {
-	if isServerSetting(text) || p.prev == tokOpen && strings.Contains(text, `\`) {
-		p.effects = true
-	}
-}
-
-// sequence takes the name of one of a sequence's columns, which tell how far it has come: ahead on a standby, as they
-// are logged. last_value is a window function too, and all are good names of labels.
-func (p *inspector) sequence(end int) {
-	if p.prev == tokWord && p.word == wordAs {
-		return
-	}
-	_, next, _ := nextToken(p.sql, end)
-	p.effects = p.effects || next < 0 || next == len(p.sql) || p.sql[next] != '('
-}
-
-// inFrom reports whether the name that comes next can be that of a table that is read.
-func (p *inspector) inFrom() bool {
-	prev, word := p.prev, p.word
-	if prev == tokDot {
-		prev, word = p.before.token, p.before.word
-	}
-	return prev == tokWord && (word == wordFrom || word == wordJoin || word == wordTable || word == wordOnly)
-}
-
-// isSequenceName reports whether a name is one that PostgreSQL gives to the sequence of a column.
-func isSequenceName(name string) bool {
-	const suffix = "_seq"
-	return len(name) > len(suffix) && isFolded(name[len(name)-len(suffix):], suffix)
-}
-
-// appSays returns what the app says of a function, if it says anything.
-func (p *inspector) appSays(name string) (Access, bool) {
-	if p.facts.Functions == nil {
-		return Write, false
-	}
-	var buf [maxName]byte
-	access, ok := p.facts.Functions[string(lower(&buf, name))]
-	return access, ok
-}
-
-// isTransactionSetting reports whether a setting is one of the transaction, such as transaction_read_only.
-func isTransactionSetting(name string) bool {
-	const prefix = "transaction_"
-	return len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }

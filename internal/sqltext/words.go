@@ -111,7 +111,8 @@ var keywords = map[word][]string{
 	wordWith:    {"with"},
 }
 
-var wordNames = func() (t nameTable) {
+var wordNames = func() *nameTable {
+	t := newNameTable(512)
 	for w, names := range keywords {
 		for _, name := range names {
 			t.add(name, uint8(w))
@@ -131,11 +132,16 @@ func lookup(text string) word {
 type nameTable struct {
 	firsts [256]uint64 // by first letter, in either case, the lengths of the names, as bits
 	lasts  [256]uint64 // the same by last letter
-	slots  [512]struct {
-		name  string // in lower case
-		value uint8
-	}
+	slots  []nameSlot  // a power of two of them
 }
+
+type nameSlot struct {
+	name  string // in lower case
+	value uint8
+}
+
+// newNameTable returns a table with so many slots, which is to be a power of two, and much more than the names.
+func newNameTable(slots int) *nameTable { return &nameTable{slots: make([]nameSlot, slots)} }
 
 func (t *nameTable) add(name string, value uint8) {
 	for c := range folded {
@@ -147,10 +153,10 @@ func (t *nameTable) add(name string, value uint8) {
 		}
 	}
 	i := nameHash(name)
-	for t.slots[i%uint(len(t.slots))].name != "" {
+	for t.slots[i&uint(len(t.slots)-1)].name != "" {
 		i++
 	}
-	slot := &t.slots[i%uint(len(t.slots))]
+	slot := &t.slots[i&uint(len(t.slots)-1)]
 	slot.name, slot.value = name, value
 }
 
@@ -165,7 +171,7 @@ func (t *nameTable) find(text string) uint8 {
 // search is find behind the sieve.
 func (t *nameTable) search(text string) uint8 {
 	for i := nameHash(text); ; i++ {
-		slot := &t.slots[i%uint(len(t.slots))]
+		slot := &t.slots[i&uint(len(t.slots)-1)]
 		if slot.name == "" {
 			return 0
 		}

@@ -211,6 +211,11 @@ func (b *replicaBatch) Close() error {
 		}
 	}
 	returned = true
+	if b.err == nil && !b.moved {
+		for _, q := range b.queries {
+			b.reads.router.served(&b.route, q.SQL)
+		}
+	}
 	return b.err
 }
 

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flyregion/flyregion/internal/sqltext"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -23,7 +25,7 @@ func TestHints(t *testing.T) {
 		refused   = readOnlySQL + " and true is not null"
 		write     = readOnlySQL + " from pg_backend_pid()" // to Classify
 	)
-	pool.router.refused.add(refused)
+	pool.router.refused.keep(sqltext.Shape(refused))
 	for _, c := range []struct {
 		ctx     context.Context
 		sql     string

@@ -56,8 +56,10 @@ func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, f
 		if why := rd.router.moves(ctx, rt, conn.Conn(), sql, err); why != "" {
 			rt.toPrimary(why)
 		}
+		return result, read, err
 	}
-	return result, read, err
+	rd.router.served(rt, sql)
+	return result, read, nil
 }
 
 // acquireReplica returns a connection to a replica that shows what the route's session has written. If no replica can

@@ -37,6 +37,8 @@ type route struct {
 	why reason
 	// undecided are texts of which only the database's catalog can tell whether they read.
 	undecided []string
+	// tries says that a replica has refused such a text before, and is tried again.
+	tries bool
 }
 
 // router decides where statements go. It asks nobody.
@@ -70,7 +72,7 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 		rt.to, rt.why = targetReplica, becauseAsked
 	case s.Access == sqltext.Write || rewritten(args):
 		rt.toPrimary(becauseWrite)
-	case r.refused.contains(sql):
+	case r.refuses(&rt, sql):
 		rt.toPrimary(becauseRefused)
 	case consumable(args):
 		rt.toPrimary(becauseConsumable)
@@ -99,7 +101,7 @@ func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
 		rt.to, rt.why = targetReplica, becauseRead
 		for _, q := range b.QueuedQueries {
 			switch {
-			case s.Hint != sqltext.HintReplica && r.refused.contains(q.SQL):
+			case s.Hint != sqltext.HintReplica && r.refuses(&rt, q.SQL):
 				rt.toPrimary(becauseRefused)
 			case consumable(q.Arguments):
 				rt.toPrimary(becauseConsumable)
@@ -137,7 +139,7 @@ func (r *router) leavesReplica(sql string, args []any) reason {
 		return becauseAsked
 	case s.Access == sqltext.Write && !s.SessionOnly, rewritten(args):
 		return becauseWrite
-	case r.refused.contains(sql):
+	case r.refuses(&route{}, sql):
 		return becauseRefused
 	}
 	return ""
@@ -147,7 +149,10 @@ func (r *router) leavesReplica(sql string, args []any) reason {
 // first run did nothing: a standby cannot write, nor can any session of a replica's pool. The caller has seen nothing of
 // the first run.
 func (r *router) moves(ctx context.Context, rt *route, conn *pgx.Conn, sql string, err error) reason {
-	why := r.remember(sql, err)
+	why, refused := r.movesFor(sql, err)
+	if refused {
+		r.refused.add(r.texts.shape(sql), rt.tries)
+	}
 	switch {
 	case ctx.Err() != nil || rt.target == targetReplica:
 		return ""
@@ -157,51 +162,70 @@ func (r *router) moves(ctx context.Context, rt *route, conn *pgx.Conn, sql strin
 	return why
 }
 
-// remember says why the primary would run what failed on a replica with err, "" if it would not. If the replica took it
-// for a write, its next run begins on the primary.
-func (r *router) remember(sql string, err error) reason {
+// refuses reports whether a replica is expected to refuse a text.
+func (r *router) refuses(rt *route, sql string) bool {
+	if !r.refused.any.Load() {
+		return false
+	}
+	refused, try := r.refused.refuses(r.texts.shape(sql))
+	rt.tries = rt.tries || try
+	return refused
+}
+
+// served notes that a replica has run a text on a route.
+func (r *router) served(rt *route, sql string) {
+	if rt.tries && sql != "" {
+		r.refused.remove(r.texts.shape(sql))
+	}
+}
+
+// remember has the next run of a text begin on the primary if a replica refused it behind its first row. The replica is
+// not tried again, as the caller got the error.
+func (r *router) remember(sql string, err error) {
+	if _, refused := r.movesFor(sql, err); refused {
+		r.refused.keep(r.texts.shape(sql))
+	}
+}
+
+// movesFor says why the primary would run what failed on a replica with err, "" if it would not, and whether that is
+// because the text is a write after all.
+func (r *router) movesFor(sql string, err error) (why reason, refused bool) {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
-		return ""
+		return "", false
 	}
 
 	switch pgErr.Code {
-	case "25006": // read_only_sql_transaction: it was a write after all
-		r.refused.add(sql)
-		return becauseRefused
-	// recovery is in progress; cannot access temporary or unlogged relations, or assign OIDs, during recovery
+	case "25006": // read_only_sql_transaction
+		return becauseRefused, sql != ""
 	case "55000", "0A000", "XX000":
-		// Other things have these codes too, and are no reason to keep a text from the replica. A message in another
-		// language is not remembered, which costs a refusal each time.
-		if strings.Contains(pgErr.Message, "recovery") {
-			r.refused.add(sql)
-		}
-		return becauseRefused
+		// Other things have these codes too, and are no reason to keep a text from the replica.
+		return becauseRefused, sql != "" && isRecoveryRefusal(pgErr)
 	case "57P01", "57P02", "57P03", "57P05": // the server shuts down, has crashed, starts
-		return becauseLost
+		return becauseLost, false
 	case "40001", "40P01": // replay would not wait for the snapshot or the lock of the statement
-		return becauseConflict
+		return becauseConflict, false
 	case "55P03": // a lock that replay holds was not released within lock_timeout
-		return becauseConflict
+		return becauseConflict, false
 	case "42883": // a function that is not there yet
 		r.texts.catalog.forgetCalls(r.texts.text(sql))
-		return becauseMissing
+		return becauseMissing, false
 	case "42P01", "42703", "42704", "3F000": // a table, column, type, schema that is not there yet
-		return becauseMissing
+		return becauseMissing, false
 	case "22P02": // invalid_text_representation
 		if pgErr.Routine == "enum_in" || pgErr.Routine == "enum_recv" { // a value of an enum that is not there yet
-			return becauseMissing
+			return becauseMissing, false
 		}
 	case "42601": // a name that AfterConnect prepared, but not on this server, is no SQL
 		if _, prepared := r.texts.prepared.text(sql); prepared {
-			return becauseMissing
+			return becauseMissing, false
 		}
 	case "58P01", "58030", // a file or a library is missing, or cannot be read
 		"XX001", "XX002": // a page or an index is corrupt
-		return becauseBroken
+		return becauseBroken, false
 	}
 	if strings.HasPrefix(pgErr.Code, "53") { // disk, memory, connections, or a limit such as temp_file_limit
-		return becauseBroken
+		return becauseBroken, false
 	}
-	return ""
+	return "", false
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"testing"
+
+	"github.com/flyregion/flyregion/internal/sqltext"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -23,7 +25,7 @@ func BenchmarkRoute(b *testing.B) {
 		{"with functions", func(p *Pool) {
 			p.router.texts.catalog = newCatalog(functionsOf(map[string]Access{"enqueue": Write}))
 		}},
-		{"after a refusal", func(p *Pool) { p.router.refused.add("select enqueue($1)") }},
+		{"after a refusal", func(p *Pool) { p.router.refused.keep(sqltext.Shape("select enqueue($1)")) }},
 	} {
 		c.prepare(pool)
 		b.Run(c.name, func(b *testing.B) {

@@ -198,6 +198,8 @@ func (c *sqlConn) ExecContext(ctx context.Context, query string, args []driver.N
 			why := reason("")
 			if err != nil {
 				why = c.moves(ctx, &r, conn, query, err)
+			} else {
+				c.router.served(&r, query)
 			}
 			_ = conn.Close()
 			if why == "" {
@@ -230,6 +232,7 @@ func (c *sqlConn) QueryContext(ctx context.Context, query string, args []driver.
 		if conn != nil {
 			rows, err := conn.QueryContext(ctx, query, args)
 			if err == nil {
+				c.router.served(&r, query)
 				return &sqlRows{Rows: rows.(*stdlib.Rows), conn: conn}, nil
 			}
 			why := c.moves(ctx, &r, conn, query, err)

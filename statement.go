@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"hash/maphash"
 	"sync/atomic"
 
 	"github.com/flyregion/flyregion/internal/sqltext"
@@ -73,6 +74,17 @@ func (t *texts) text(sql string) string {
 	}
 	return sql
 }
+
+// shape returns the shape of the text that sql stands for. A name that stands for several texts has one of its own.
+func (t *texts) shape(sql string) uint64 {
+	text := t.text(sql)
+	if text == "" {
+		return maphash.String(nameSeed, sql)
+	}
+	return sqltext.Shape(text)
+}
+
+var nameSeed = maphash.MakeSeed()
 
 // facts returns what the config, the catalog and the connections say that a text does not show.
 func (t *texts) facts(answers *catalogAnswers) sqltext.Facts {

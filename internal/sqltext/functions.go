@@ -100,11 +100,11 @@ func isServerSetting(name string) bool {
 	return false
 }
 
-// serverViews are the system views that show a server or its sessions, not the data, beside pg_stat_* and pg_statio_*.
+// serverViews are the system views that show a server or its sessions, not the data, beside pg_buffercache*, pg_stat_* and pg_statio_*.
 // Of pg_sequences it is last_value, which runs ahead on a standby. pg_temp is no view, but tables that only the primary
 // can have.
 var serverViews = []string{"pg_aios", "pg_available_extension_versions", "pg_available_extensions",
-	"pg_backend_memory_contexts", "pg_buffercache", "pg_config", "pg_cursors", "pg_dsm_registry_allocations",
+	"pg_backend_memory_contexts", "pg_config", "pg_cursors", "pg_dsm_registry_allocations",
 	"pg_file_settings", "pg_hba_file_rules", "pg_ident_file_mappings", "pg_locks", "pg_prepared_statements",
 	"pg_prepared_xacts", "pg_replication_origin_status", "pg_replication_slots", "pg_sequences", "pg_settings",
 	"pg_shmem_allocations", "pg_shmem_allocations_numa", "pg_temp"}
@@ -203,7 +203,7 @@ func isSystemName(name string) bool {
 
 // isServerView reports whether a name that begins with pg_ is that of a view of the server.
 func isServerView(name string) bool {
-	return hasFoldedPrefix(name, "pg_stat_") || hasFoldedPrefix(name, "pg_statio_") || hasFoldedPrefix(name, "pg_temp_") ||
+	return hasFoldedPrefix(name, "pg_buffercache") || hasFoldedPrefix(name, "pg_stat_") || hasFoldedPrefix(name, "pg_statio_") || hasFoldedPrefix(name, "pg_temp_") ||
 		systemNames.find(name) == viewOfServer
 }
 

@@ -64,6 +64,8 @@ func TestFactsOfTheCatalog(t *testing.T) {
 		"select nextval('s')":                         Write,
 		"select ÄRGER(1)":                             Write, // a database in LATIN1 knows it as ärger
 		"select ärger(1)":                             Read,
+		"select Ärger(1), Größe(2)":                   Write,
+		"select Größe(2)":                             Read,
 		"select * from v":                             Write,
 		"select * from s.V":                           Write,
 		`select * from "v"`:                           Write,

@@ -240,6 +240,9 @@ func keepsSchema(word string) bool {
 	return false
 }
 
+// isForeignUpper reports whether a letter outside of ASCII is upper case, which some encodings of a database fold.
+func isForeignUpper(r rune) bool { return r >= 0x80 && unicode.IsUpper(r) }
+
 // storedName returns a name as the catalog has it. It reports false if that depends on the database's encoding.
 func storedName(buf *[maxName]byte, name string, quoted bool) ([]byte, bool) {
 	if quoted && strings.Contains(name, `""`) {
@@ -254,7 +257,7 @@ func storedName(buf *[maxName]byte, name string, quoted bool) ([]byte, bool) {
 	if quoted {
 		copy(buf[:n], name)
 	}
-	if !ascii && (n < len(name) || !quoted && strings.ContainsFunc(name, unicode.IsUpper)) {
+	if !ascii && (n < len(name) || !quoted && strings.ContainsFunc(name, isForeignUpper)) {
 		return buf[:n], false
 	}
 	return buf[:n], true

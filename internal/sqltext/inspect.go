@@ -126,6 +126,7 @@ func (p *inspector) onWord(start, end int) {
 		p.lead(w, text)
 	case p.atomic > 0 && w == wordCase, w == wordAtomic && p.prev == tokWord && p.word == wordBegin:
 		p.atomic++
+		p.own = false // no transaction
 	case p.atomic > 0 && w == wordEnd:
 		p.atomic--
 	}

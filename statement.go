@@ -34,7 +34,11 @@ func (a Access) String() string { return sqltext.Access(a).String() }
 // text, and everything that is unknown or malformed. A text of several statements is Read if every one of them is.
 //
 // Functions are recognised by name where they are called. What an application's own functions, operators and views do
-// cannot be seen in the text, so they count as reads; a standby refuses to write, whatever was said here.
+// cannot be seen in the text, so they count as reads here. A [Pool] also asks the database's catalog about them: where it
+// says that a function is VOLATILE, a call of it is a write.
+//
+// The text does not tell the session's standard_conforming_strings and client_encoding either. A text whose meaning
+// depends on them is Write here; a Pool knows them of its connections.
 func Classify(sql string) Access {
 	return Access(sqltext.Inspect(sql, sqltext.Facts{}).Access)
 }

@@ -945,6 +945,33 @@ func TestForwarderBeginRefused(t *testing.T) {
 			}
 			return pipeline.Close()
 		},
+		"raw pipeline of several syncs": func(tx pgx.Tx) error {
+			pipeline := tx.Conn().PgConn().StartPipeline(ctx)
+			for range 3 {
+				pipeline.SendQueryParams(insertText(name, 1), nil, nil, nil, nil)
+				if err := pipeline.Sync(); err != nil {
+					return errors.Join(err, pipeline.Close())
+				}
+			}
+			return pipeline.Close()
+		},
+		"raw pipeline of several syncs in one write": func(tx pgx.Tx) error {
+			pipeline := tx.Conn().PgConn().StartPipeline(ctx)
+			for range 3 {
+				pipeline.SendQueryParams(insertText(name, 1), nil, nil, nil, nil)
+				pipeline.SendPipelineSync()
+			}
+			return errors.Join(pipeline.Flush(), pipeline.Close())
+		},
+		"raw batch behind a pipeline": func(tx pgx.Tx) error {
+			pipeline := tx.Conn().PgConn().StartPipeline(ctx)
+			pipeline.SendQueryParams(insertText(name, 1), nil, nil, nil, nil)
+			err := errors.Join(pipeline.Sync(), pipeline.Close())
+			b := &pgconn.Batch{}
+			b.ExecParams(insertText(name, 1), nil, nil, nil, nil)
+			_, second := tx.Conn().PgConn().ExecBatch(ctx, b).ReadAll()
+			return errors.Join(err, second)
+		},
 		"savepoint": func(tx pgx.Tx) error {
 			return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return execs(ctx, tx, insertText(name, 1)) })
 		},

@@ -29,6 +29,8 @@ type catalog struct {
 	writing   []string                  // those of them that write
 	answers   atomic.Pointer[catalogAnswers]
 	asking    chan struct{} // has a place for the one who asks
+	failed    error         // what a server answered in place of a catalog; who asks has it
+	failedAt  time.Time     // likewise
 
 	mu     sync.Mutex
 	expiry *time.Timer // guarded by mu; forgets the answers
@@ -52,6 +54,8 @@ const (
 	// catalogAge bounds how old an answer may be, and provisionalAge how old a provisional one.
 	catalogAge     = time.Minute
 	provisionalAge = time.Second
+	// catalogPause is how long nobody asks after a server would not answer.
+	catalogPause = time.Second
 	// maxAsked bounds how many names of functions are remembered that were asked for one by one.
 	maxAsked = 2000
 	// maxDependents bounds how many views, tables and functions may depend on volatile functions.
@@ -153,6 +157,10 @@ func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessi
 		return old, nil // who asked before has asked for this
 	}
 
+	if c.failed != nil && time.Since(c.failedAt) < catalogPause {
+		return nil, c.failed
+	}
+
 	base := old
 	switch {
 	case len(old.asked)+len(names) > maxAsked:
@@ -170,11 +178,16 @@ func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessi
 		sql, params = volatileSQL, append(params, textArray(c.writing))
 	}
 	result := conn.ExecParams(ctx, sql, params, nil, nil, nil).Read()
-	if result.Err != nil {
+	var pgErr *pgconn.PgError
+	switch {
+	case len(result.Rows) > maxDependents:
+		c.failed, c.failedAt = errTooManyDependents, time.Now()
+		return nil, c.failed
+	case errors.As(result.Err, &pgErr):
+		c.failed, c.failedAt = result.Err, time.Now()
+		return nil, c.failed
+	case result.Err != nil:
 		return nil, result.Err
-	}
-	if len(result.Rows) > maxDependents {
-		return nil, errTooManyDependents
 	}
 
 	next := c.with(base, names, result.Rows)

@@ -3,10 +3,14 @@ package flyregion
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // logged returns how many rows the functions of volatileSchema have written.
@@ -152,4 +156,257 @@ func TestVolatileFunctionsWrite(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestSchemaChangesAreSeen makes and changes functions in each way in which a process may, and calls them at once.
+func TestSchemaChangesAreSeen(t *testing.T) {
+	cluster := sharedCluster(t)
+	makeVolatileSchema(t, cluster)
+	const body = " returns int language plpgsql %s as $$ begin insert into s.log values (1); return 1; exception when others then return 0; end $$"
+	for name, change := range map[string]func(ctx context.Context, p *Pool, sql string) error{
+		"Exec": func(ctx context.Context, p *Pool, sql string) error { return execs(ctx, p, sql) },
+		"several in one text": func(ctx context.Context, p *Pool, sql string) error {
+			return execs(ctx, p, "select 1; "+sql+"; select 2")
+		},
+		"do": func(ctx context.Context, p *Pool, sql string) error {
+			return execs(ctx, p, "do $do$ begin execute $e$"+sql+"$e$; end $do$")
+		},
+		"SendBatch": func(ctx context.Context, p *Pool, sql string) error {
+			return p.SendBatch(ctx, batchOf("select 1", sql)).Close()
+		},
+		"transaction": func(ctx context.Context, p *Pool, sql string) error {
+			return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+				// What others ask meanwhile shows the schema as it was.
+				return errors.Join(execs(ctx, tx, sql), execs(ctx, p, "select s.stable_(1)"), execs(ctx, tx, "select 1"))
+			})
+		},
+		"transaction by texts": func(ctx context.Context, p *Pool, sql string) error {
+			return onConn(p, ctx, func(c *pgxpool.Conn) error { return execs(ctx, c, "begin", sql, "select 1", "commit") })
+		},
+		"Primary": func(ctx context.Context, p *Pool, sql string) error { return execs(ctx, p.Primary(), sql) },
+		"raw": func(ctx context.Context, p *Pool, sql string) error {
+			return onConn(p, ctx, func(c *pgxpool.Conn) error { return raw(ctx, c, sql) })
+		},
+		"sql.DB": func(ctx context.Context, p *Pool, sql string) error {
+			return withDB(p, func(db *sqlDB) error {
+				_, err := db.ExecContext(ctx, sql)
+				return err
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pool := poolIn(t, cluster, "ord")
+			ctx := t.Context()
+			run := func(sql string) {
+				t.Helper()
+				if err := change(ctx, pool, sql); err != nil {
+					t.Fatalf("%v: %s", err, sql)
+				}
+			}
+			call := func(want int) {
+				t.Helper()
+				before := logged(t, pool)
+				if err := pool.QueryRow(ctx, "select s.changing()").Scan(new(int)); err != nil {
+					t.Fatal(err)
+				}
+				if n := logged(t, pool) - before; n != want {
+					t.Errorf("the call wrote %d rows, want %d", n, want)
+				}
+			}
+			_ = pool.QueryRow(ctx, "select s.changing()").Scan(new(int)) // is not there
+			for range 2 {
+				run("create function s.changing()" + fmt.Sprintf(body, ""))
+				call(1)
+				run("create or replace function s.changing() returns int stable language sql as 'select 1'")
+				call(0)
+				call(0)
+				run("create or replace function s.changing()" + fmt.Sprintf(body, "volatile"))
+				call(1)
+				run("alter function s.changing() stable")
+				call(0)
+				run("alter function s.changing() volatile")
+				call(1)
+				run("drop function s.changing()")
+			}
+			run("create view s.made as select s.log(1) as x")
+			before := logged(t, pool)
+			if err := pool.QueryRow(ctx, "select x from s.made").Scan(new(int)); err != nil || logged(t, pool) != before+1 {
+				t.Errorf("reading the new view wrote %d rows: %v", logged(t, pool)-before, err)
+			}
+			run("drop view s.made")
+		})
+	}
+}
+
+// TestSchemaChangesOfOthersAreSeen has somebody else change a function. A while later, or as soon as a call of it has failed,
+// that is seen.
+func TestSchemaChangesOfOthersAreSeen(t *testing.T) {
+	cluster := sharedCluster(t)
+	makeVolatileSchema(t, cluster)
+	ctx := t.Context()
+	pool := poolIn(t, cluster, "ord")
+	other := func(sql string) {
+		t.Helper()
+		if err := cluster.Leader().Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+		if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	call := func(sql string) int {
+		t.Helper()
+		before := logged(t, pool)
+		_ = pool.QueryRow(ctx, sql).Scan(new(int))
+		return logged(t, pool) - before
+	}
+
+	if n := call("select s.stable_(1)"); n != 0 {
+		t.Errorf("%d rows", n)
+	}
+	other("create or replace function s.stable_(int) returns int volatile language sql as 'select s.log($1)'")
+	pool.router.texts.catalog.expire()
+	if n := call("select s.stable_(1)"); n != 1 {
+		t.Errorf("%d rows were written by a function that has changed", n)
+	}
+
+	if n := call("select s.missing(1)"); n != 0 {
+		t.Errorf("%d rows", n)
+	}
+	other("create function s.missing(int) returns int volatile language sql as 'select s.log($1)'")
+	if n := call("select s.missing(1)"); n != 1 {
+		t.Errorf("%d rows were written by a function that was missing before", n)
+	}
+}
+
+// TestOwnAnswersGoFirst says what functions do in the config and in comments.
+func TestOwnAnswersGoFirst(t *testing.T) {
+	cluster := sharedCluster(t)
+	makeVolatileSchema(t, cluster)
+	ctx := t.Context()
+	pool := poolIn(t, cluster, "ord", func(c *Config) {
+		c.Functions = map[string]Access{"only_reads": Read, "stable_": Write, "log": Read, "op": Read}
+	})
+	for sql, want := range map[string]target{
+		"select s.only_reads(1)":                         targetReplica,
+		"select * from s.of_declared":                    targetReplica,
+		"select s.stable_(1)":                            targetPrimary,
+		"select s.log(1)":                                targetReplica,
+		"select x from s.v":                              targetReplica,
+		"select s.trans(1, 1)":                           targetPrimary,
+		"/* flyregion:replica */ select s.trans(1, 1)":   targetReplica,
+		"/* flyregion:primary */ select s.only_reads(1)": targetPrimary,
+		"select gen_random_uuid(), clock_timestamp()":    targetReplica,
+		"select random()":                                targetPrimary, // there is a function of the app's by that name
+	} {
+		if pool.router.route(ctx, sql, nil).undecided != nil {
+			if err := pool.QueryRow(ctx, sql).Scan(nil); err != nil {
+				t.Fatalf("%v: %s", err, sql)
+			}
+		}
+		if rt := pool.router.route(ctx, sql, nil); rt.to != want {
+			t.Errorf("it goes to the %s: %s", rt.to, sql)
+		}
+	}
+}
+
+// TestUnreadableCatalog has an app whose role must not read the catalog.
+func TestUnreadableCatalog(t *testing.T) {
+	cluster := ownCluster(t, nil)
+	ctx := t.Context()
+	password := configIn(t, cluster, "ord").ConnConfig.Password
+	for _, sql := range []string{
+		volatileSchema,
+		"create role app login password '" + password + "'",
+		"grant all on schema s to app",
+		"grant all on all tables in schema s to app",
+		"revoke select on pg_catalog.pg_proc from public",
+	} {
+		if err := cluster.Leader().Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+		t.Fatal(err)
+	}
+	telemetry := record(t)
+	pool := poolIn(t, cluster, "ord", telemetry.into, func(c *Config) { c.ConnConfig.User = "app" })
+	for range 3 {
+		var n int
+		if err := pool.QueryRow(ctx, "select s.log(1)").Scan(&n); err != nil || n != 1 {
+			t.Errorf("%d, %v", n, err)
+		}
+	}
+	if counts := telemetry.statements(t); counts["primary "+string(becauseCatalog)] == 0 || counts["replica read"] > 0 {
+		t.Errorf("the counts are %v", counts)
+	}
+}
+
+// TestActsOutsideOnce calls a function that writes through a connection of its own before it is refused.
+func TestActsOutsideOnce(t *testing.T) {
+	cluster := sharedCluster(t)
+	ctx := t.Context()
+	makeVolatileSchema(t, cluster)
+	if err := cluster.Leader().Exec(ctx, "create extension dblink schema s"); err != nil {
+		t.Skip("LOUDLY: there is no dblink here:", err)
+	}
+	if err := cluster.Leader().Exec(ctx, fmt.Sprintf(`create table s.audit (id int);
+		create function s.outside(int) returns int language plpgsql as $$ begin
+			perform s.dblink_exec('%s', 'insert into s.audit values (1)');
+			insert into s.log values ($1);
+			return 1;
+		end $$`, cluster.Leader().ConnString())); err != nil {
+		t.Fatal(err)
+	}
+	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range callPaths {
+		t.Run(path.name, func(t *testing.T) {
+			pool := poolIn(t, cluster, "ord")
+			count := func() (audited, written int) {
+				t.Helper()
+				if err := pool.Primary().QueryRow(ctx, "select (select count(*) from s.audit), (select count(*) from s.log)").Scan(&audited, &written); err != nil {
+					t.Fatal(err)
+				}
+				return audited, written
+			}
+			audited, written := count()
+			if err := path.call(ctx, pool, "select s.outside(1)"); err != nil {
+				t.Fatal(err)
+			}
+			if a, w := count(); a != audited+1 || w != written+1 {
+				t.Errorf("%d rows were written outside, and %d inside", a-audited, w-written)
+			}
+		})
+	}
+}
+
+// TestCatalogDoesNotHang silences the replica while it is asked for functions.
+func TestCatalogDoesNotHang(t *testing.T) {
+	cluster := sharedCluster(t)
+	makeVolatileSchema(t, cluster)
+	pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = 200 * time.Millisecond })
+	ctx := t.Context()
+	if err := pool.Replica().Ping(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := pool.Primary().Ping(ctx); err != nil {
+		t.Fatal(err)
+	}
+	link := cluster.Link("ord", "ord")
+	link.Stall()
+	defer link.Restore()
+	var readers sync.WaitGroup
+	for range 8 {
+		readers.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+			defer cancel()
+			var n int
+			if err := pool.QueryRow(ctx, "select s.log(1)").Scan(&n); err != nil || n != 1 {
+				t.Errorf("%d, %v", n, err)
+			}
+		})
+	}
+	readers.Wait()
 }

@@ -68,10 +68,10 @@ type Config struct {
 	SimulateReplica bool
 
 	// Functions says what calls of the app's own functions are: Write if they belong to the primary, Read if not. The
-	// names are in lower case and without a schema. It goes before what the package itself knows of a name. A function
-	// that nobody names is a Read, unless its name begins with pg_; if it writes, the replica refuses it, the primary
-	// runs it, and its text is remembered. So name those whose harm a replica does not see, such as one that takes an
-	// advisory lock, and those of the app's own that share their name with a function of PostgreSQL.
+	// names are in lower case and without a schema. It goes before what the package itself and the database's catalog
+	// know of a name. A function that nobody names is a Write if the catalog says that one of its name is VOLATILE, which
+	// is PostgreSQL's default, and else a Read: functions that only read are declared STABLE, as PostgreSQL's manual asks,
+	// and stay local. The catalog is asked once a minute, and when this pool has changed the schema.
 	Functions map[string]Access
 
 	// Telemetry says where spans and metrics go.

@@ -29,7 +29,9 @@
 //
 // # What runs where
 //
-// [Classify] says whether a statement reads or writes, by its text; what it does not know goes to the primary. The name
+// [Classify] says whether a statement reads or writes, by its text; what it does not know goes to the primary. So does a
+// call of a function that the database's catalog says is VOLATILE, as a function may catch a replica's refusal: declare
+// those that only read STABLE, and they stay local. The name
 // of a statement that the config's AfterConnect prepares is taken for the text that it stands for. A read
 // that the replica refuses (a function that writes), cannot run (a conflict with replay, a table that is not replayed
 // yet) or loses (a broken connection) runs on the primary, unseen, as long as no row of it was delivered. Transactions

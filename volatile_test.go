@@ -296,7 +296,7 @@ func TestOwnAnswersGoFirst(t *testing.T) {
 		"select s.trans(1, 1)":                           targetPrimary,
 		"/* flyregion:replica */ select s.trans(1, 1)":   targetReplica,
 		"/* flyregion:primary */ select s.only_reads(1)": targetPrimary,
-		"select gen_random_uuid(), clock_timestamp()":    targetReplica,
+		"select (gen_random_uuid(), clock_timestamp())":  targetReplica,
 		"select random()":                                targetPrimary, // there is a function of the app's by that name
 	} {
 		if pool.router.route(ctx, sql, nil).undecided != nil {

@@ -244,7 +244,7 @@ func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.
 		if !rd.primary.covers(required) {
 			required = rd.primary.session.load()
 		}
-		return rd.primary.covers(required) && rep.shows(conn, required)
+		return rd.primary.covers(required) && rep.verdict(conn, required) == shown
 	}, func(known *catalogAnswers) (names []string) {
 		for _, sql := range rt.undecided {
 			names = append(names, sqltext.UnknownCalls(sql, rd.router.texts.facts(known))...)

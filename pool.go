@@ -82,14 +82,9 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	p.primary.connected = func(r report) {
-		for _, replica := range p.replicas.list {
-			replica.tracker.setTimeline(r.timeline)
-		}
-	}
 	if c.AwaitWrites {
-		p.primary.awaitReplay = func(ctx context.Context, position LSN) {
-			_ = p.replicas.list[0].tracker.wait(ctx, position, 0, c.MaxReplicaWait)
+		p.primary.awaitReplay = func(ctx context.Context, state sessionState) {
+			_ = p.replicas.list[0].tracker.wait(ctx, state, 0, c.MaxReplicaWait)
 		}
 	}
 	texts.watch(primary)
@@ -135,7 +130,7 @@ func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Con
 
 func (p *Pool) openReplica(ctx context.Context, region string, config *pgxpool.Config) error {
 	p.router.texts.watch(config)
-	r, err := newReplica(ctx, region, config, p.config.MaxReplicaWait)
+	r, err := newReplica(ctx, p.primary, region, config, p.config.MaxReplicaWait)
 	if err != nil {
 		return err
 	}
@@ -291,8 +286,7 @@ func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The caller releases it without telling.
-	rep.used.Add(-1)
+	rep.leave(conn.Conn())
 	return conn, nil
 }
 
@@ -382,22 +376,24 @@ func (p *Pool) WaitReplayed(ctx context.Context) error {
 	if session == nil {
 		session = &p.primary.session
 	}
-	state := session.load()
-	if !p.primary.covers(state) {
-		var err error
-		if state, err = p.primary.position(ctx, session); err != nil {
-			return err
-		}
-	}
-	if state.position == 0 {
-		return ctx.Err()
-	}
-
-	// What the watcher saw before now may have been said by a replica that crashed since, and came back older.
+	// What was said before now may have been said by a replica that crashed since, and came back older.
 	after := clock.Add(1)
 	for {
-		err := p.replicas.list[0].tracker.wait(ctx, state.position, after, p.config.MaxReplicaWait)
-		if !errors.Is(err, errNotReplayed) {
+		state, err := p.primary.positionOf(ctx, session)
+		if err != nil {
+			return err
+		}
+		if state.position == 0 {
+			return ctx.Err()
+		}
+		err = p.replicas.list[0].tracker.wait(ctx, state, after, p.config.MaxReplicaWait)
+		switch {
+		case errors.Is(err, errOutdated):
+			session.outdate(state)
+			if err := sleep(ctx, maxPollPause); err != nil {
+				return err
+			}
+		case !errors.Is(err, errNotReplayed):
 			return err
 		}
 	}

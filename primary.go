@@ -21,8 +21,8 @@ type primary struct {
 
 	session Session // what this process has written
 
-	server    atomic.Int64 // serverID of the primary that was connected to last
-	roundTrip atomic.Int64 // smoothed, in nanoseconds
+	identity  atomic.Pointer[identity] // of the primary that answered last, nil before
+	roundTrip atomic.Int64             // smoothed, in nanoseconds
 	// minWait and maxWait bound how long a read waits for a replica.
 	minWait, maxWait time.Duration
 
@@ -31,10 +31,8 @@ type primary struct {
 
 	copiesUnanswered atomic.Bool // a pooler drops what is asked behind a COPY
 
-	// connected is called with what a new connection's server says about itself.
-	connected func(report)
-	// awaitReplay waits until the replica shows a position. It is nil unless writes wait for that.
-	awaitReplay func(context.Context, LSN)
+	// awaitReplay waits until the replica shows what a session has written. It is nil unless writes wait for that.
+	awaitReplay func(context.Context, sessionState)
 }
 
 // open makes the primary's pool from its configuration.
@@ -98,17 +96,33 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 			return pgconn.ErrReadOnlyConnection
 		}
 		p.measured(time.Since(began))
-		p.connected(report)
-		p.server.Store(int64(report.server))
+		p.identify(&report)
 		return p.attachTo(ctx, conn, report.server, readOnly)
 	}
 }
 
-// answeredBy takes note that a connection leads to another server than when it was made, as one behind a pooler may.
-func (p *primary) answeredBy(a primaryAnswer) {
-	p.connected(report{server: a.server, timeline: a.timeline})
-	p.server.Store(int64(a.server))
+// answeredBy takes note that a connection leads to another server than when it was made, as one behind a pooler may. Its log
+// was flushed that far.
+func (p *primary) answeredBy(a primaryAnswer, flushed LSN) {
+	r := &report{server: a.server, timeline: a.timeline, position: flushed}
+	if known := p.identity.Load(); known != nil {
+		r.system = known.system // a pooler leads to one cluster
+	}
+	p.identify(r)
 }
+
+// identify takes note of the server that a report was just received from.
+func (p *primary) identify(r *report) {
+	for {
+		known := p.identity.Load()
+		if next := identityOf(known, r); next == known || p.identity.CompareAndSwap(known, next) {
+			return
+		}
+	}
+}
+
+// reconnect makes all connections anew, as a standby says that there is a newer primary.
+func (p *primary) reconnect() { p.pool.Reset() }
 
 // measured takes a round trip into account, as a new connection measures it.
 func (p *primary) measured(d time.Duration) {
@@ -133,7 +147,19 @@ func (p *primary) waitLimit() time.Duration {
 // covers reports whether a session's position says all that must be known of its writes: the position of each is known,
 // and is in the log of the primary of today.
 func (p *primary) covers(state sessionState) bool {
-	return state.unknown == 0 && (state.position == 0 || int64(state.origin) == p.server.Load())
+	if state.unknown > 0 || state.outdated > 0 {
+		return false
+	}
+	known := p.identity.Load()
+	return state.position == 0 || known != nil && state.origin == known.server
+}
+
+// positionOf returns what a session has written, and asks the primary if that is not known well enough.
+func (p *primary) positionOf(ctx context.Context, session *Session) (sessionState, error) {
+	if state := session.load(); p.covers(state) {
+		return state, nil
+	}
+	return p.position(ctx, session)
 }
 
 // position asks the primary for the position of a session's last write.
@@ -186,6 +212,6 @@ func (p *primary) flushed(ctx context.Context) LSN {
 // if the replica does not show it in time.
 func (p *primary) awaitWrite(ctx context.Context) {
 	if p.awaitReplay != nil {
-		p.awaitReplay(ctx, p.session.load().position)
+		p.awaitReplay(ctx, p.session.load())
 	}
 }

@@ -205,7 +205,7 @@ func (c *primaryConn) answered(q *piggyback.Question) {
 	if a.server != c.server {
 		// A pooler leads to another server than before.
 		c.server = a.server
-		c.primary.answeredBy(a)
+		c.primary.answeredBy(a, p.flush)
 	}
 	s.answered = true
 	c.primary.measuredAtMost(time.Since(q.Asked))

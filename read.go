@@ -78,15 +78,13 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		}
 		rep = rd.replicas.list[0]
 	}
-	conn, err := lend(ctx, rep, from)
-	if err == nil && !rep.shows(conn.Conn(), state) {
-		opened := openedAt(conn.Conn())
-		from.release(rep, conn)
-		if rt.target != targetReplica && rep.tracker.lagging() {
-			rt.toPrimary(becauseLag)
-			return nil, nil, nil
+	conn, err := acquireFresh(ctx, rd, rt, rep, from, state)
+	if errors.Is(err, errOutdated) {
+		rd.sessionOf(rt).outdate(state)
+		if state, err = rd.required(ctx, rt); err != nil || rt.to == targetPrimary {
+			return nil, nil, err
 		}
-		conn, err = await(ctx, rd, rt, rep, from, state, opened)
+		conn, err = acquireFresh(ctx, rd, rt, rep, from, state)
 	}
 	switch {
 	case err == nil && rt.undecided != nil && !rd.decide(ctx, rt, rep, conn.Conn()):
@@ -97,6 +95,10 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		return rep, conn, nil
 	case hookFailed(err) != nil:
 		return nil, nil, hookFailed(err)
+	case errors.Is(err, errOutdated):
+		err = &ReplicaLagError{Region: rep.region, Required: state.position}
+	}
+	switch {
 	case ctx.Err() != nil || errors.Is(err, errClosedPool) || rt.target == targetReplica:
 		return nil, nil, err
 	case errors.Is(err, ErrReplicaLag):
@@ -114,23 +116,50 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 	if rt.noWait {
 		return sessionState{}, nil
 	}
-	session := &rd.primary.session
-	if rt.session != nil {
-		session = rt.session
+	session := rd.sessionOf(rt)
+	if state := session.load(); rt.target == targetReplica || rd.primary.covers(state) {
+		return rd.primary.positionOf(ctx, session)
 	}
-	state := session.load()
-	if rd.primary.covers(state) {
-		return state, nil
-	}
-	if rt.target != targetReplica {
-		rt.toPrimary(becauseUnknown)
-		return state, nil
-	}
-	return rd.primary.position(ctx, session)
+	rt.toPrimary(becauseUnknown)
+	return sessionState{}, nil
 }
 
-// await waits until a replica shows what state covers, and returns a connection to it. Nobody who waits has a connection,
-// so that however many they are, they keep no other from reading.
+func (rd *reads) sessionOf(rt *route) *Session {
+	if rt.session != nil {
+		return rt.session
+	}
+	return &rd.primary.session
+}
+
+// acquireFresh returns a connection to a replica that shows what state covers, and waits for that as long as it is worth
+// it. The error is errOutdated if another position has to be asked for first.
+func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from lender[C], state sessionState) (C, error) {
+	conn, err := acquireConn(ctx, rep, from)
+	if err != nil {
+		return nil, err
+	}
+	verdict := rep.verdict(conn.Conn(), state)
+	if verdict == behind && pooled(conn.Conn()) {
+		if verdict, err = rep.ask(ctx, conn.Conn(), state); err != nil {
+			from.release(rep, conn)
+			return nil, err
+		}
+	}
+	if verdict == shown {
+		return conn, nil
+	}
+	opened := openedAt(conn.Conn())
+	from.release(rep, conn)
+	switch {
+	case verdict == outdated:
+		return nil, errOutdated
+	case rt.target != targetReplica && rep.tracker.lagging():
+		return nil, rep.lagError(rep.tracker.latest.Load(), state)
+	}
+	return await(ctx, rd, rt, rep, from, state, opened)
+}
+
+// await waits until a replica shows what state covers, and returns a connection to it.
 func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from lender[C], state sessionState, opened uint64) (C, error) {
 	limit := rd.primary.waitLimit()
 	if rt.target == targetReplica {
@@ -138,7 +167,7 @@ func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica
 	}
 	wait := rd.telemetry.startWait(ctx, rep.region, state.position)
 	conn, err := awaitReplay(ctx, rep, from, state, opened, limit)
-	found := rep.replayed()
+	found := rep.tracker.replayed()
 	switch {
 	case err == nil:
 		wait.end(ctx, max(found, state.position), waitReplayed)
@@ -152,34 +181,51 @@ func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica
 	return conn, err
 }
 
-// awaitReplay is await without telling anybody.
+// awaitReplay is await without telling anybody. Nobody who waits for the watcher has a connection, so that however many
+// they are, they keep no other from reading.
 func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from lender[C], state sessionState, opened uint64, limit time.Duration) (C, error) {
-	err := rep.tracker.wait(ctx, state.position, opened, limit)
-	if errors.Is(err, errNotReplayed) {
-		return nil, &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.replayed()}
+	began := time.Now()
+	err := rep.tracker.wait(ctx, state, opened, limit)
+	late := errors.Is(err, errNotReplayed)
+	if err != nil && !late {
+		return nil, err
 	}
+	if late && !rep.hasIdle() {
+		rep.tracker.miss(state)
+		return nil, rep.notAsked(state, opened)
+	}
+	conn, err := acquireConn(ctx, rep, from)
 	if err != nil {
 		return nil, err
+	}
+	if !late && rep.verdict(conn.Conn(), state) == shown {
+		return conn, nil
 	}
 
-	conn, err := lend(ctx, rep, from)
-	if err != nil {
-		return nil, err
+	// The connection is younger than what the watcher knows, or leads to another server of the region. Or the watcher
+	// was late, as this process has much else to do. Asking here costs less than crossing the sea.
+	for {
+		verdict, err := rep.ask(ctx, conn.Conn(), state)
+		if err == nil && verdict == shown {
+			return conn, nil
+		}
+		waited := time.Since(began)
+		if err == nil && verdict == behind && waited < limit {
+			if err = sleep(ctx, min(max(waited/pausePart, pollTime), maxPollPause)); err == nil {
+				continue
+			}
+		}
+		said := replicaConnOf(conn.Conn()).report
+		from.release(rep, conn)
+		switch {
+		case err != nil:
+			return nil, err
+		case verdict == outdated:
+			return nil, errOutdated
+		}
+		rep.tracker.miss(state)
+		return nil, rep.lagError(said, state)
 	}
-	if rep.shows(conn.Conn(), state) {
-		return conn, nil
-	}
-	// This connection is younger than what the watcher knows, or leads to another server of the region. It is the only
-	// one that can tell.
-	err = rep.ask(ctx, conn.Conn())
-	if err == nil && rep.shows(conn.Conn(), state) {
-		return conn, nil
-	}
-	from.release(rep, conn)
-	if err == nil {
-		err = &ReplicaLagError{Region: rep.region, Required: state.position, Replayed: rep.replayed()}
-	}
-	return nil, err
 }
 
 // exec runs a statement on a replica.

@@ -13,16 +13,10 @@ import (
 	"github.com/jackc/puddle/v2"
 )
 
-// observation is what a replica's watcher saw.
-type observation struct {
-	report
-	// asked is when the question was sent. A connection that was opened later may lead to a server that crashed in
-	// between and came back older: the observation says nothing about it.
-	asked uint64
-}
-
 var (
 	errNotReplayed = errors.New("flyregion: not replayed in time")
+	// errOutdated ends a wait for a position that no longer tells what a server shows: the session needs a later one.
+	errOutdated = errors.New("flyregion: the position is of no use any more")
 	// errClosedPool is what a closed pool returns, this package's and pgxpool's alike.
 	errClosedPool = puddle.ErrClosedPool
 )
@@ -52,38 +46,78 @@ const (
 	watcherTimeout = 2 * time.Second
 )
 
-// tracker knows how far one replica has replayed, and wakes those who wait for a position. However many wait, one
-// watcher asks, on a connection of its own; while nobody waits nothing runs.
+// tracker knows how far one region's replica has replayed, and wakes those who wait for a position. However many wait,
+// one watcher asks, on a connection of its own; while nobody waits nothing runs.
 type tracker struct {
-	conns  *puddle.Pool[*pgconn.PgConn] // of size one: the watcher's
-	ctx    context.Context              // ends when the tracker stops
-	stop   context.CancelFunc
-	latest atomic.Pointer[observation]
-	// timeline is the primary's, and doubt is about a standby that may not follow it.
-	timeline atomic.Int64
-	changed  atomic.Uint64 // when, by this process's clock
-	doubt    atomic.Pointer[doubt]
-	// missed is a position that somebody waited for in vain, until it is seen to be replayed; else 0. While the replica
-	// is that far behind nobody else need wait for it.
-	missed   atomic.Uint64
-	missedAt atomic.Int64 // when, in nanoseconds since 1970
-	looked   atomic.Int64 // when lagging last had somebody look, likewise
+	trust
+	conns   *puddle.Pool[*pgconn.PgConn] // of size one: the watcher's
+	ctx     context.Context              // ends when the tracker stops
+	stop    context.CancelFunc
+	latest  atomic.Pointer[report] // what a server of the region said last
+	missed  atomic.Pointer[miss]   // nil when nobody has waited in vain lately
+	looking atomic.Bool            // somebody looks whether what was missed is shown
+	looked  atomic.Int64           // when somebody last began to, in nanoseconds since 1970
 
+	renewing renewal
+
+	// mu guards the following fields, and that done is not added to once the tracker has stopped.
 	mu       sync.Mutex
 	waiters  waiterHeap
 	watching bool
 	stopped  bool
-	idle     *time.Timer
-	done     sync.WaitGroup
+	idle     *time.Timer // closes the watcher's connection
+
+	done sync.WaitGroup
 
 	// Of the watcher alone: how many polls it may still make without a pause, and as of when.
 	eager float64
 	paced time.Time
 }
 
-// newTracker returns a tracker whose watcher connects with connect. It does no I/O.
-func newTracker(connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
-	t := &tracker{}
+// miss is a wait in vain. While the replica does not show what was waited for nobody else need wait for it.
+type miss struct {
+	state sessionState
+	at    time.Time
+}
+
+// renewal has the pool connect to the primary anew when a standby follows a newer one: at once, and then less and less
+// often as long as that finds the same primary.
+type renewal struct {
+	renew func()
+
+	// mu guards the following fields.
+	mu    sync.Mutex
+	found *identity // the primary when it was last tried
+	next  time.Time
+	pause time.Duration
+}
+
+const (
+	minRenewPause = time.Second
+	maxRenewPause = time.Minute
+)
+
+func (r *renewal) due(primary *identity) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	now := time.Now()
+	switch {
+	case r.found != primary:
+		r.found, r.pause = primary, minRenewPause
+	case now.Before(r.next):
+		return false
+	default:
+		r.pause = min(2*r.pause, maxRenewPause)
+	}
+	r.next = now.Add(r.pause)
+	return true
+}
+
+// newTracker returns a tracker whose watcher connects with connect, and which calls renew when there is a newer primary
+// than the one that primary holds. It does no I/O.
+func newTracker(primary *atomic.Pointer[identity], renew func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
+	t := &tracker{trust: trust{primary: primary}, renewing: renewal{renew: renew}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	// puddle refuses nothing but a size below one.
 	t.conns, _ = puddle.NewPool(&puddle.Config[*pgconn.PgConn]{
@@ -105,23 +139,23 @@ func closeConn(conn *pgconn.PgConn) {
 	_ = conn.Close(ctx)
 }
 
-// waiter is one wait for a position.
+// waiter is one wait for what a session has written.
 type waiter struct {
-	need  LSN
+	state sessionState
 	after uint64     // only what was asked later counts
 	woken chan error // of capacity one
 	index int        // in the heap, -1 when it has left
 }
 
-// wait returns once the replica has replayed need, as told by an observation that was asked after a given time. It
-// returns errNotReplayed when limit has passed, the error of ctx when that ends, errClosedPool when the pool closes,
-// and the watcher's error when the replica cannot be asked.
-func (t *tracker) wait(ctx context.Context, need LSN, after uint64, limit time.Duration) error {
-	if o := t.latest.Load(); o != nil && o.asked > after && t.shows(o, need) {
-		return nil
+// wait returns once the replica shows what state covers, as told by a report that was asked for after a given time. It
+// returns errNotReplayed when limit has passed, errOutdated when another position has to be asked for, the error of ctx
+// when that ends, errClosedPool when the pool closes, and the watcher's error when the replica cannot be asked.
+func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, limit time.Duration) error {
+	if done, err := t.known(state, after); done {
+		return err
 	}
 
-	w := &waiter{need: need, after: after, woken: make(chan error, 1)}
+	w := &waiter{state: state, after: after, woken: make(chan error, 1)}
 	if err := t.enter(w); err != nil {
 		return err
 	}
@@ -133,8 +167,15 @@ func (t *tracker) wait(ctx context.Context, need LSN, after uint64, limit time.D
 		return err
 	case <-timer.C:
 		t.leave(w)
-		t.missedAt.Store(time.Now().UnixNano())
-		t.missed.Store(uint64(need))
+		// An answer may have arrived together with the timer, and on any connection.
+		select {
+		case err := <-w.woken:
+			return err
+		default:
+		}
+		if done, err := t.known(state, after); done {
+			return err
+		}
 		return errNotReplayed
 	case <-ctx.Done():
 		t.leave(w)
@@ -142,52 +183,59 @@ func (t *tracker) wait(ctx context.Context, need LSN, after uint64, limit time.D
 	}
 }
 
-// replayed returns the position that the replica was at when its watcher asked last, 0 if it never did.
+// known reports whether what is known, of after a given time, is enough to end a wait, and how.
+func (t *tracker) known(state sessionState, after uint64) (done bool, err error) {
+	o := t.latest.Load()
+	if o == nil || o.asked <= after {
+		return false, nil
+	}
+	switch t.verdict(o, state) {
+	case shown:
+		return true, nil
+	case outdated:
+		return true, errOutdated
+	}
+	return false, nil
+}
+
+// replayed returns the position that the replica was at when it was asked last, 0 if it never was.
 func (t *tracker) replayed() LSN {
 	if o := t.latest.Load(); o != nil {
-		return o.report.replayed
+		return o.position
 	}
 	return 0
 }
 
-// shows reports whether a server that said o shows all that is before need in the log that it replays.
-func (t *tracker) shows(o *observation, need LSN) bool {
-	return !o.recovering || o.replayed >= need && !t.doubts(&o.report)
-}
-
-// doubt is that a standby may have replayed a log which is not the primary's: when a standby is promoted that was behind,
-// another one may hold what the new primary never had, at positions that the new primary uses again. A promotion begins a
-// new timeline, so a standby that is on the primary's has no such past. One that is not may not have had a restartpoint
-// since, or cannot follow: its positions count when it has replayed more than it had received.
-type doubt struct {
-	server serverID // the standby that above is about
-	above  LSN
-}
-
-// doubts reports whether a standby's position is in doubt.
-func (t *tracker) doubts(r *report) bool {
-	if int64(r.timeline) >= t.timeline.Load() {
-		return false
+// note takes in what a server of the region has said.
+func (t *tracker) note(o *report) {
+	for {
+		old := t.latest.Load()
+		if old != nil && old.asked > o.asked {
+			break
+		}
+		if t.latest.CompareAndSwap(old, o) {
+			break
+		}
 	}
-	d := t.doubt.Load()
-	return d == nil || d.server != r.server || r.replayed <= d.above
-}
-
-// setTimeline takes note of the primary's timeline.
-func (t *tracker) setTimeline(timeline int) {
-	if t.timeline.Swap(int64(timeline)) != int64(timeline) {
-		t.changed.Store(clock.Add(1))
-		t.doubt.Store(nil)
+	t.measure(o)
+	t.findShown()
+	if t.ahead(o) && t.renewing.due(t.primary.Load()) {
+		t.renewing.renew()
 	}
 }
 
-// consider remembers what a standby in doubt had received when it was asked for the first time since the primary changed.
-func (t *tracker) consider(o *observation) {
-	if !o.recovering || int64(o.timeline) >= t.timeline.Load() || o.asked <= t.changed.Load() {
-		return
-	}
-	if d := t.doubt.Load(); d == nil || d.server != o.server {
-		t.doubt.CompareAndSwap(d, &doubt{server: o.server, above: o.received})
+// miss notes a wait in vain.
+func (t *tracker) miss(state sessionState) {
+	t.missed.Store(&miss{state: state, at: time.Now()})
+	// The answer may have come meanwhile.
+	t.findShown()
+}
+
+// findShown forgets what was missed if it is shown.
+func (t *tracker) findShown() {
+	m, o := t.missed.Load(), t.latest.Load()
+	if m != nil && o != nil && t.verdict(o, m.state) == shown {
+		t.missed.CompareAndSwap(m, nil)
 	}
 }
 
@@ -209,14 +257,15 @@ func (t *tracker) enter(w *waiter) error {
 	return nil
 }
 
-// background runs f as long as the tracker does.
-func (t *tracker) background(f func(context.Context)) {
+// background runs f as long as the tracker does. It reports false if the tracker has stopped.
+func (t *tracker) background(f func(context.Context)) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
 	if !t.stopped {
 		t.done.Go(func() { f(t.ctx) })
 	}
+	return !t.stopped
 }
 
 func (t *tracker) leave(w *waiter) {
@@ -256,7 +305,7 @@ func (t *tracker) watch() {
 // serverWaits reports whether the server answers a question for need only when something has happened.
 func (t *tracker) serverWaits(need LSN) bool {
 	last := t.latest.Load()
-	return last != nil && last.recovering && last.version >= waitForVersion && last.replayed < need
+	return last != nil && last.recovering && last.version >= waitForVersion && last.position < need
 }
 
 // pace lets as much time pass as there must be before the next question, when the replica has made no headway for a while,
@@ -275,13 +324,25 @@ func (t *tracker) pace(waited time.Duration) bool {
 	return true
 }
 
+// sleep returns when d has passed or ctx has ended, then with its error.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // lowest returns the lowest position that somebody waits for. If nobody waits the watcher counts as stopped.
 func (t *tracker) lowest() (need LSN, anybody bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
 	if len(t.waiters) > 0 && !t.stopped {
-		return t.waiters[0].need, true
+		return t.waiters[0].state.position, true
 	}
 	t.watching = false
 	t.rest()
@@ -297,7 +358,7 @@ func (t *tracker) disconnect() {
 
 // observe asks the replica once and remembers the answer. If the replica can, it answers when it has replayed need or
 // when serverWait has passed; a zero need is answered at once.
-func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err error) {
+func (t *tracker) observe(ctx context.Context, need LSN) (*report, error) {
 	sql := ""
 	if t.serverWaits(need) {
 		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw)", need, serverWait.Milliseconds())
@@ -305,38 +366,62 @@ func (t *tracker) observe(ctx context.Context, need LSN) (o *observation, err er
 	// A connection may have died without a word, and nobody else tells.
 	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
-	err = t.use(ctx, func(conn *pgconn.PgConn) error {
-		o = &observation{asked: clock.Add(1)}
-		o.report, err = askPrepared(ctx, conn, sql)
+	var o report
+	err := t.use(ctx, func(conn *pgconn.PgConn) (err error) {
+		o, err = askPrepared(ctx, conn, sql)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	t.consider(o)
-	t.latest.Store(o)
-	if missed := t.missed.Load(); missed > 0 && t.shows(o, LSN(missed)) {
-		t.missed.CompareAndSwap(missed, 0)
-	}
-	return o, nil
+	t.note(&o)
+	return &o, nil
 }
 
 // lagging reports whether the replica is known to be further behind than a wait can make up for. It has somebody look in
 // the background whether it still is, so that reads come home.
 func (t *tracker) lagging() bool {
-	if t.missed.Load() == 0 {
+	m := t.missed.Load()
+	if m == nil {
 		return false
 	}
-	now := time.Now().UnixNano()
-	if now-t.missedAt.Load() > int64(missedTime) {
+	now := time.Now()
+	if primary := t.primary.Load(); now.Sub(m.at) > missedTime || primary == nil || primary.server != m.state.origin {
 		// A failover may have lost the position, and then it says nothing about the replica.
-		t.missed.Store(0)
+		t.missed.CompareAndSwap(m, nil)
 		return false
 	}
-	if last := t.looked.Load(); now-last > int64(maxPollPause) && t.looked.CompareAndSwap(last, now) {
-		t.background(func(ctx context.Context) { _, _ = t.observe(ctx, 0) })
-	}
+	t.look(now)
 	return true
+}
+
+// look has somebody ask the replica in the background, unless somebody does already or has just done so.
+func (t *tracker) look(now time.Time) {
+	if now.UnixNano()-t.looked.Load() <= int64(maxPollPause) || !t.looking.CompareAndSwap(false, true) {
+		return
+	}
+	t.looked.Store(now.UnixNano())
+	if !t.background(func(ctx context.Context) {
+		defer t.looking.Store(false)
+		_, _ = t.observe(ctx, 0)
+	}) {
+		t.looking.Store(false)
+	}
+}
+
+// answers reports whether the replica says anything within a few seconds. The watcher's connection may be dead and the
+// replica alive, so that it takes a new one to be sure.
+func (t *tracker) answers(ctx context.Context) bool {
+	before := clock.Add(1)
+	for _, limit := range []time.Duration{watcherTimeout / 2, watcherTimeout} {
+		limited, cancel := context.WithTimeout(ctx, limit)
+		_, err := t.observe(limited, 0)
+		cancel()
+		if o := t.latest.Load(); err == nil || o != nil && o.asked > before {
+			return true
+		}
+	}
+	return false
 }
 
 // use calls f with the watcher's connection, which is made if there is none and closed if f fails.
@@ -368,23 +453,36 @@ func (t *tracker) rest() {
 	}
 }
 
-// wake tells those whose position o shows, and reports whether there were any.
-func (t *tracker) wake(o *observation) (any bool) {
+// wake ends the waits that o decides, and reports whether there were any.
+func (t *tracker) wake(o *report) (any bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
-	// The heap is ordered by position, and who came after the question was sent waits for the next one.
-	var early []*waiter
-	for len(t.waiters) > 0 && t.shows(o, t.waiters[0].need) {
-		w := heap.Pop(&t.waiters).(*waiter)
-		if o.asked <= w.after {
-			early = append(early, w)
-			continue
-		}
-		w.woken <- nil
-		any = true
+	// The heap is ordered by position. Who came after the question was sent waits for the next one, and who waits for a
+	// server that is not trusted waits on.
+	primary := t.primary.Load()
+	if primary == nil || o.recovering && !sameLog(o, primary) {
+		return false
 	}
-	for _, w := range early {
+	var remaining []*waiter
+	for len(t.waiters) > 0 && (!o.recovering || t.waiters[0].state.position <= o.position) {
+		w := heap.Pop(&t.waiters).(*waiter)
+		v := behind
+		if o.asked > w.after {
+			v = t.verdict(o, w.state)
+		}
+		switch {
+		case v == shown:
+			w.woken <- nil
+			any = true
+		case v == outdated, primary.server != w.state.origin:
+			w.woken <- errOutdated
+			any = true
+		default:
+			remaining = append(remaining, w)
+		}
+	}
+	for _, w := range remaining {
 		heap.Push(&t.waiters, w)
 	}
 	return any
@@ -418,7 +516,7 @@ func (t *tracker) close() {
 type waiterHeap []*waiter
 
 func (h waiterHeap) Len() int           { return len(h) }
-func (h waiterHeap) Less(i, j int) bool { return h[i].need < h[j].need }
+func (h waiterHeap) Less(i, j int) bool { return h[i].state.position < h[j].state.position }
 
 func (h waiterHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]

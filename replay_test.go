@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -173,7 +174,9 @@ func TestWait(t *testing.T) {
 
 // TestTrackerWakes wakes those, and only those, whom an observation concerns.
 func TestTrackerWakes(t *testing.T) {
-	tracker := newTracker(func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
+	var primary atomic.Pointer[identity]
+	primary.Store(&identity{server: 7, system: 1, timeline: 1, since: 1})
+	tracker := newTracker(&primary, func() {}, func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
 	defer tracker.close()
 	tracker.watching = true // so that nobody asks but this test
 	defer func() {
@@ -182,7 +185,7 @@ func TestTrackerWakes(t *testing.T) {
 		tracker.mu.Unlock()
 	}()
 	enter := func(need LSN, after uint64) *waiter {
-		w := &waiter{need: need, after: after, woken: make(chan error, 1)}
+		w := &waiter{state: sessionState{position: need, origin: 7}, after: after, woken: make(chan error, 1)}
 		if err := tracker.enter(w); err != nil {
 			t.Fatal(err)
 		}
@@ -200,7 +203,9 @@ func TestTrackerWakes(t *testing.T) {
 	left := enter(60, 0)
 	tracker.leave(left)
 	see := func(replayed LSN, asked uint64) {
-		tracker.wake(&observation{report: report{server: 1, recovering: true, replayed: replayed}, asked: asked})
+		r := &report{server: 1, system: 1, timeline: 1, recovering: true, position: replayed, received: replayed, asked: asked}
+		tracker.note(r)
+		tracker.wake(r)
 	}
 	see(99, 5)
 	if woken(low) || woken(high) || woken(late) {
@@ -231,7 +236,7 @@ func waiting(pool *Pool) int {
 // reports returns how often the replica in ord was asked about itself so far.
 func reports(t testing.TB, cluster *pgcluster.Cluster) int {
 	t.Helper()
-	return strings.Count(fullLog(t, cluster.Server("ord")), "pg_last_wal_replay_lsn(), '0/0')")
+	return strings.Count(fullLog(t, cluster.Server("ord")), "pg_postmaster_start_time")
 }
 
 // silent checks that nobody waits any more and that the replica is asked nothing.

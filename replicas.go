@@ -5,6 +5,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,10 +24,13 @@ var ErrReplicaLag = errors.New("replica has not replayed the session's writes")
 type ReplicaLagError struct {
 	Region   string
 	Required LSN // what the session wrote
-	Replayed LSN // what the replica had replayed when it was last asked, 0 if it never was
+	Replayed LSN // what the replica had replayed when it was last asked, 0 if it may be of another log than the primary's
 }
 
 func (e *ReplicaLagError) Error() string {
+	if e.Replayed == 0 {
+		return fmt.Sprintf("flyregion: replica in %s does not show that it follows the primary, where the session wrote %s", e.Region, e.Required)
+	}
 	return fmt.Sprintf("flyregion: replica in %s has replayed %s, the session wrote %s", e.Region, e.Replayed, e.Required)
 }
 
@@ -34,8 +39,10 @@ func (e *ReplicaLagError) Is(target error) bool { return target == ErrReplicaLag
 
 // replicaConn is what is known of one connection to a replica. Only the connection's user touches it.
 type replicaConn struct {
-	report
-	opened uint64 // when report had been received
+	report *report
+	opened uint64 // when the first report had been received
+	held   bool   // it is not with a read of this package's, and counts as held
+	closed bool   // it no longer counts as open
 }
 
 // openedAt returns when a connection was opened, 0 if it was not for reading.
@@ -60,13 +67,16 @@ type replica struct {
 	// limit bounds, in time, how long a read may be held up by connecting to the replica.
 	limit time.Duration
 
-	open, used atomic.Int32  // connections of the pool
-	answered   atomic.Int64  // when a connection was last had, in nanoseconds since 1970
-	greeted    atomic.Uint64 // how far the server had replayed when it was last connected to
+	// Of the pool's connections: those that are open, those that a read of this package has or waits for, and those that
+	// the app has taken, which may be back or hijacked without anybody having told. So open-used-held is never more
+	// than the idle ones.
+	open, used, held atomic.Int32
+	answered         atomic.Int64 // when a connection was last had, in nanoseconds since 1970
 
 	hooked bool // the app looks at every connection that is acquired
 
 	health health
+	guard  *guard
 }
 
 // hookError is an error of the app's own hook, which says nothing about the replica.
@@ -126,12 +136,13 @@ var plainConns = lender[*pgxpool.Conn]{
 	release: (*replica).release,
 }
 
-// lend returns a connection. A replica that has none to give within limit counts as unreachable for a while, whether it
-// does not answer or all of its connections are in use.
-func lend[C pooledConn](ctx context.Context, r *replica, from lender[C]) (C, error) {
+// acquireConn returns a connection. A replica that has none to give within limit counts as unreachable for a while,
+// whether it does not answer or all of its connections are in use.
+func acquireConn[C pooledConn](ctx context.Context, r *replica, from lender[C]) (conn C, err error) {
 	now := time.Now()
 	limited := ctx
-	if prompt := r.open.Load() > r.used.Load() && now.UnixNano()-r.answered.Load() < int64(time.Second); !prompt {
+	idle := r.used.Add(1) <= r.open.Load()-r.held.Load()
+	if prompt := idle && now.UnixNano()-r.answered.Load() < int64(time.Second); !prompt {
 		var cancel context.CancelFunc
 		limited, cancel = context.WithTimeout(ctx, r.limit)
 		defer cancel()
@@ -142,8 +153,9 @@ func lend[C pooledConn](ctx context.Context, r *replica, from lender[C]) (C, err
 		hook = &hookError{}
 		limited = context.WithValue(limited, prepareKey{}, hook)
 	}
-	conn, err := from.acquire(limited, r)
+	conn, err = from.acquire(limited, r)
 	if err != nil {
+		r.used.Add(-1)
 		if hook != nil && hook.err != nil {
 			return nil, hook
 		}
@@ -152,75 +164,144 @@ func lend[C pooledConn](ctx context.Context, r *replica, from lender[C]) (C, err
 		}
 		return nil, err
 	}
+	c := replicaConnOf(conn.Conn())
+	r.unhold(c)
+	if err := r.tracker.foreign(c.report, r.region); err != nil {
+		// It was made before the primary was known.
+		_ = conn.Conn().Close(ctx)
+		from.release(r, conn)
+		r.health.fail()
+		return nil, err
+	}
 	r.answered.Store(now.UnixNano())
-	r.used.Add(1)
 	return conn, nil
+}
+
+// hasIdle reports whether a connection can be had at once, as far as is known.
+func (r *replica) hasIdle() bool {
+	return r.used.Load() < r.open.Load()-r.held.Load()
+}
+
+// hold notes that somebody acquires a connection from the pool. If that is a read of this package, unhold follows. Nobody
+// tells when the app gives one back: it counts as held until it is acquired again or closed.
+func (r *replica) hold(c *replicaConn) {
+	if !c.held {
+		c.held = true
+		r.held.Add(1)
+	}
+}
+
+func (r *replica) unhold(c *replicaConn) {
+	if c.held {
+		c.held = false
+		r.held.Add(-1)
+	}
+}
+
+// leave lets the app have a connection for as long as it likes.
+func (r *replica) leave(conn *pgx.Conn) {
+	r.hold(replicaConnOf(conn))
+	r.used.Add(-1)
+}
+
+// done notes that a read gives its connection back.
+func (r *replica) done(conn *pgx.Conn) {
+	if conn.IsClosed() {
+		r.closed(replicaConnOf(conn)) // the pool says so later
+	}
+	r.used.Add(-1)
+}
+
+// closed notes that a connection is closed, or as good as that.
+func (r *replica) closed(c *replicaConn) {
+	r.unhold(c)
+	if !c.closed {
+		c.closed = true
+		r.open.Add(-1)
+	}
 }
 
 // release gives a connection back.
 func (r *replica) release(conn *pgxpool.Conn) {
-	r.used.Add(-1)
+	r.done(conn.Conn())
 	conn.Release()
 }
 
-// shows reports whether a read on conn sees everything that state covers.
-func (r *replica) shows(conn *pgx.Conn, state sessionState) bool {
+// verdict reports whether a read on conn sees everything that state covers, as far as is known.
+func (r *replica) verdict(conn *pgx.Conn, state sessionState) verdict {
 	if state.position == 0 {
-		return true
+		return shown
 	}
 	c := replicaConnOf(conn)
-	if c == nil {
-		return false
+	if c.report.pooled {
+		return behind // the server may have crashed behind the pooler, and be older now
 	}
-	if c.recovering && c.replayed >= state.position && !r.tracker.doubts(&c.report) {
-		return true
-	}
-	if !c.recovering {
-		// A server that is no standby is fresh if it is the primary that was written to. If it is another, somebody
-		// promoted it, and nothing is sure.
-		return c.server == state.origin
+	if v := r.tracker.verdict(c.report, state); v != behind {
+		return v
 	}
 	o := r.tracker.latest.Load()
-	if o == nil || o.server != c.server || o.asked <= c.opened {
-		return false
+	if o == nil || o.server != c.report.server || o.asked <= c.opened {
+		return behind
 	}
-	if !o.recovering {
-		return o.server == state.origin
-	}
-	return r.tracker.shows(o, state.position)
+	return r.tracker.verdict(o, state)
 }
 
-// replayed returns the position that the replica was at when it was last asked, 0 if it never was.
-func (r *replica) replayed() LSN {
-	if known := r.tracker.replayed(); known > 0 {
-		return known
-	}
-	return LSN(r.greeted.Load())
-}
-
-// ask brings what is known of conn up to date.
-func (r *replica) ask(ctx context.Context, conn *pgx.Conn) error {
-	c := replicaConnOf(conn)
-	if c == nil {
-		return errNotReplayed
-	}
-	report, err := askReport(ctx, conn.PgConn())
+// ask brings what is known of conn up to date, and reports whether a read on it sees everything that state covers. A
+// replica that does not answer counts as unreachable for a while.
+func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (verdict, error) {
+	limited, cancel := context.WithTimeout(ctx, r.limit)
+	defer cancel()
+	report, err := askReport(limited, conn.PgConn())
 	if err != nil {
-		return err
+		if ctx.Err() == nil {
+			r.health.fail()
+			err = fmt.Errorf("flyregion: the replica in %s does not answer: %w", r.region, err)
+		}
+		return behind, err
 	}
-	c.report = report
-	return nil
+	replicaConnOf(conn).report = &report
+	r.tracker.note(&report)
+	return r.tracker.verdict(&report, state), nil
 }
 
-// welcome is the ValidateConnect of a replica's connections. Any server will do: one that is no standby is fresh, or is
-// found out by shows.
-func (r *replica) welcome(ctx context.Context, conn *pgconn.PgConn) error {
+// pooled reports whether a connection leads to a pooler.
+func pooled(conn *pgx.Conn) bool { return replicaConnOf(conn).report.pooled }
+
+// notAsked returns the error of a read that has waited in vain and did not ask for itself. What was said before a time does
+// not count.
+func (r *replica) notAsked(state sessionState, after uint64) error {
+	o := r.tracker.latest.Load()
+	if o == nil || o.asked <= after {
+		return fmt.Errorf("flyregion: the replica in %s did not say in time how far it has replayed", r.region)
+	}
+	return r.lagError(o, state)
+}
+
+// lagError is the error of a read that needs what state covers and a server that has said o.
+func (r *replica) lagError(o *report, state sessionState) error {
+	replayed := o.position
+	if replayed >= state.position {
+		replayed = 0
+	}
+	return &ReplicaLagError{Region: r.region, Required: state.position, Replayed: replayed}
+}
+
+// validate is the ValidateConnect of a replica's connections. Any server of the cluster will do whose sessions are
+// read-only: one that is no standby shows everything, or is found out by its verdict.
+func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	report, err := askReport(ctx, conn)
 	if err != nil {
 		return err
 	}
-	r.greeted.Store(uint64(report.replayed))
-	conn.CustomData()[customDataKey] = &replicaConn{report: report, opened: clock.Add(1)}
+	if !report.readOnly || !report.readOnlyDefault {
+		return fmt.Errorf("flyregion: the session on the replica in %s can write, although default_transaction_read_only=on was asked for: "+
+			"a pooler that leads to it has to pass this on", r.region)
+	}
+	if err := r.tracker.foreign(&report, r.region); err != nil {
+		return err
+	}
+	conn.CustomData()[customDataKey] = &replicaConn{report: &report, opened: clock.Add(1)}
+	r.tracker.note(&report)
 	return nil
 }
 
@@ -228,16 +309,18 @@ func (r *replica) welcome(ctx context.Context, conn *pgconn.PgConn) error {
 func (r *replica) close() {
 	r.tracker.close()
 	r.pool.Close()
+	r.guard.close()
 }
 
 // newReplica makes a replica's pool and tracker from its configuration. limit bounds how long a read may be held up by
-// connecting.
-func newReplica(ctx context.Context, region string, config *pgxpool.Config, limit time.Duration) (_ *replica, err error) {
+// connecting, and by a lock that replay holds.
+func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.Config, limit time.Duration) (_ *replica, err error) {
 	r := &replica{region: region, limit: limit}
 
 	// A standby refuses writes by itself. The session refuses them also when the standby is promoted, so that a read
 	// that was lost with its connection has done nothing and can run again.
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
+	limitLocks(config.ConnConfig.RuntimeParams, limit)
 
 	validate := config.ConnConfig.ValidateConnect
 	config.ConnConfig.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
@@ -246,40 +329,52 @@ func newReplica(ctx context.Context, region string, config *pgxpool.Config, limi
 				return err
 			}
 		}
-		return r.welcome(ctx, conn)
+		return r.validate(ctx, conn)
 	}
 
-	if prepare := config.PrepareConn; prepare != nil {
-		r.hooked = true
-		config.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
-			ok, err := prepare(ctx, conn)
-			if hook, _ := ctx.Value(prepareKey{}).(*hookError); hook != nil {
-				hook.err = err
-			}
-			return ok, err
-		}
-	}
-
-	beforeConnect := config.BeforeConnect
-	r.tracker = newTracker(func(ctx context.Context) (*pgconn.PgConn, error) {
+	beforeConnect, dial := config.BeforeConnect, config.ConnConfig.DialFunc
+	r.tracker = newTracker(&p.identity, p.reconnect, func(ctx context.Context) (*pgconn.PgConn, error) {
 		one := config.ConnConfig.Copy()
 		if beforeConnect != nil {
 			if err := beforeConnect(ctx, one); err != nil {
 				return nil, err
 			}
 		}
+		one.DialFunc = dial
 		one.RuntimeParams["application_name"] = "flyregion"
 		one.RuntimeParams["statement_timeout"] = "0"
 		conn, err := pgconn.ConnectConfig(ctx, &one.Config)
 		if err != nil {
 			return nil, err
 		}
-		if err := prepareReport(ctx, conn); err != nil {
+		known := conn.CustomData()[customDataKey].(*replicaConn) // that validate has left
+		if err := prepareReport(ctx, conn, known.report); err != nil {
 			closeConn(conn)
 			return nil, err
 		}
 		return conn, nil
 	})
+	r.guard = newGuard(r.tracker.answers, r.tracker.background, r.health.fail)
+	config.ConnConfig.DialFunc = r.guard.dial(dial)
+
+	prepare := config.PrepareConn
+	if before := config.BeforeAcquire; prepare == nil && before != nil {
+		prepare = func(ctx context.Context, conn *pgx.Conn) (bool, error) { return before(ctx, conn), nil }
+	}
+	r.hooked = config.PrepareConn != nil
+	config.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+		if prepare != nil {
+			ok, err := prepare(ctx, conn)
+			if hook, _ := ctx.Value(prepareKey{}).(*hookError); hook != nil {
+				hook.err = err
+			}
+			if !ok || err != nil {
+				return ok, err
+			}
+		}
+		r.hold(replicaConnOf(conn))
+		return true, nil
+	}
 
 	afterConnect, beforeClose := config.AfterConnect, config.BeforeClose
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
@@ -292,7 +387,7 @@ func newReplica(ctx context.Context, region string, config *pgxpool.Config, limi
 		return nil
 	}
 	config.BeforeClose = func(conn *pgx.Conn) {
-		r.open.Add(-1)
+		r.closed(replicaConnOf(conn))
 		if beforeClose != nil {
 			beforeClose(conn)
 		}
@@ -304,6 +399,15 @@ func newReplica(ctx context.Context, region string, config *pgxpool.Config, limi
 	}
 	r.db = stdlib.GetPoolConnector(r.pool, stdlib.OptionResetSession(neverReset))
 	return r, nil
+}
+
+// limitLocks makes sessions wait for a lock no longer than limit, unless the app says how long. What locks a table on the
+// primary locks it on a standby too, until the end of the transaction is replayed, which may take any time.
+func limitLocks(params map[string]string, limit time.Duration) {
+	const name = "lock_timeout"
+	if params[name] == "" && !strings.Contains(params["options"], name) {
+		params[name] = strconv.FormatInt(max(limit.Milliseconds(), 1), 10)
+	}
 }
 
 // neverReset keeps database/sql from using a connection to a replica again: the next user may have written something

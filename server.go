@@ -16,44 +16,105 @@ type serverID int64
 
 // report is what a server says about itself.
 type report struct {
-	server     serverID
+	asked  uint64 // when the question was sent, by this process's clock
+	server serverID
+	// system names the cluster: a primary and its standbys have the same, copies too. It is 0 if the role may not ask.
+	system     uint64
 	recovering bool // a standby
-	readOnly   bool // refuses writes by default: a standby, or a demoted primary, which Fly sets read-only
-	replayed   LSN  // how far a standby has replayed; what it had replayed last if it was promoted
-	received   LSN  // how far it has received the log, or replayed if that is further
-	timeline   int  // of the log: a primary's, or a standby's at its last restartpoint, which may be behind
-	version    int  // server_version_num, such as 150018
+	readOnly   bool // this session's transactions: those on a standby, or of a session that is read-only by default
+	// readOnlyDefault is whether they are also when the server is no standby.
+	readOnlyDefault bool
+	pooled          bool // the session is not the connection's own: a pooler may lead each transaction to another
+
+	// position is how far a standby has replayed, and how far any other server has flushed its log.
+	position LSN
+	// received is the end of what a standby has got of the log, 0 as long as that is not known: a standby that was started
+	// says so when it has replayed all that it had, and begins to stream.
+	received LSN
+	// timeline is that of a primary's log. A standby's log is of this timeline or a newer one; of this one if it streams
+	// and the role may know. It is 0 if the role may not ask.
+	timeline int
+	version  int // server_version_num, such as 150018
 }
 
-// reportSQL works on PostgreSQL 10 and newer and needs no privilege.
-const reportSQL = `select (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
-	`pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only'), ` +
-	`coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), pg_catalog.current_setting('server_version_num'), ` +
-	`coalesce(greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), '0/0'), ` +
-	`case when pg_catalog.pg_is_in_recovery() then (select timeline_id from pg_catalog.pg_control_checkpoint()) ` +
-	`else ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end`
+// reportSQL works on PostgreSQL 10 and newer. A standby's position is asked before its timeline, so that the timeline holds
+// for all that is before the position. What a standby streams is told to those who have the privileges of
+// pg_read_all_stats, and null to others. The control file lags behind until the next restartpoint.
+const (
+	reportSQL = reportStart +
+		`case when pg_catalog.pg_is_in_recovery() then greatest(` +
+		`(select timeline_id from pg_catalog.pg_control_checkpoint()), ` +
+		`(select min_recovery_end_timeline from pg_catalog.pg_control_recovery()), ` +
+		`(select received_tli from pg_catalog.pg_stat_get_wal_receiver())) ` +
+		`else ` + primaryTimeline + ` end, ` +
+		`(select system_identifier from pg_catalog.pg_control_system())`
+
+	// modestReportSQL is for a role that may not call the functions of reportSQL.
+	modestReportSQL = reportStart +
+		`case when pg_catalog.pg_is_in_recovery() then 0 else ` + primaryTimeline + ` end, 0`
+
+	reportStart = `select (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
+		`pg_catalog.current_setting('server_version_num'), ` +
+		`pg_catalog.pg_backend_pid(), ` +
+		`pg_catalog.current_setting('transaction_read_only'), ` +
+		`pg_catalog.current_setting('default_transaction_read_only'), ` +
+		`pg_catalog.pg_is_in_recovery(), ` +
+		`coalesce(case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn() ` +
+		`else pg_catalog.pg_current_wal_flush_lsn() end, '0/0'), ` +
+		`coalesce(pg_catalog.pg_last_wal_receive_lsn(), '0/0'), `
+
+	primaryTimeline = `('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int`
+)
 
 // askReport asks the server at the other end of conn about itself.
 func askReport(ctx context.Context, conn *pgconn.PgConn) (report, error) {
-	row, err := oneRow(ctx, conn, reportSQL)
+	r, err := ask(ctx, conn, reportSQL)
+	if err != nil && isRefused(err) {
+		return ask(ctx, conn, modestReportSQL)
+	}
+	return r, err
+}
+
+func ask(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
+	asked := clock.Add(1)
+	row, err := oneRow(ctx, conn, sql)
 	if err != nil {
 		return report{}, err
 	}
-	return parseReport(row)
+	return parseReport(row, asked, conn)
 }
 
-// preparedReport is the name of reportSQL on a connection that asks often: planning takes the server longer than the
+// isRefused reports whether an error says that a role may not call a function, or that the server does not have it.
+func isRefused(err error) bool {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return false
+	}
+	switch pgErr.Code {
+	case "42501", "42883", "0A000":
+		return true
+	}
+	return false
+}
+
+// preparedReport is the name of the report on a connection that asks often: planning takes the server longer than the
 // rest.
 const preparedReport = "flyregion_report"
 
-func prepareReport(ctx context.Context, conn *pgconn.PgConn) error {
-	_, err := conn.Prepare(ctx, preparedReport, reportSQL, nil)
+// prepareReport prepares the report that r was the answer to.
+func prepareReport(ctx context.Context, conn *pgconn.PgConn, r *report) error {
+	sql := reportSQL
+	if r.system == 0 {
+		sql = modestReportSQL
+	}
+	_, err := conn.Prepare(ctx, preparedReport, sql, nil)
 	return err
 }
 
 // askPrepared is askReport on a connection that prepareReport was called for. The server runs sql before it answers, if
 // that is not empty.
 func askPrepared(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
+	asked := clock.Add(1)
 	p := conn.StartPipeline(ctx)
 	if sql != "" {
 		p.SendQueryParams(sql, nil, nil, nil, nil)
@@ -82,42 +143,64 @@ func askPrepared(ctx context.Context, conn *pgconn.PgConn, sql string) (report, 
 	if last == nil || len(last.Rows) != 1 {
 		return report{}, errors.New("flyregion: the server did not answer a report with one row")
 	}
-	return parseReport(last.Rows[0])
+	return parseReport(last.Rows[0], asked, conn)
 }
 
-func parseReport(row [][]byte) (report, error) {
-	if len(row) != 7 {
-		return report{}, fmt.Errorf("flyregion: a report of %d columns, want 7", len(row))
+func parseReport(row [][]byte, asked uint64, conn *pgconn.PgConn) (r report, err error) {
+	const columns = 10
+	if len(row) != columns {
+		return report{}, fmt.Errorf("flyregion: a report of %d columns, want %d", len(row), columns)
 	}
-	started, err := strconv.ParseInt(string(row[0]), 10, 64)
-	if err != nil {
-		return report{}, fmt.Errorf("flyregion: pg_postmaster_start_time: %w", err)
+	number := func(column int, name string) (n int64) {
+		if err == nil {
+			if n, err = strconv.ParseInt(string(row[column]), 10, 64); err != nil {
+				err = fmt.Errorf("flyregion: %s: %w", name, err)
+			}
+		}
+		return n
 	}
-	replayed, err := ParseLSN(string(row[3]))
-	if err != nil {
-		return report{}, err
+	position := func(column int) (l LSN) {
+		if err == nil {
+			l, err = ParseLSN(string(row[column]))
+		}
+		return l
 	}
-	received, err := ParseLSN(string(row[5]))
-	if err != nil {
-		return report{}, err
+	r = report{
+		asked:           asked,
+		server:          serverID(number(0, "pg_postmaster_start_time")),
+		version:         int(number(1, "server_version_num")),
+		pooled:          uint32(number(2, "pg_backend_pid")) != conn.PID(),
+		readOnly:        string(row[3]) == "on",
+		readOnlyDefault: string(row[4]) == "on",
+		recovering:      string(row[5]) == "t",
+		position:        position(6),
+		received:        position(7),
+		timeline:        int(number(8, "timeline")),
+		system:          uint64(number(9, "system_identifier")),
 	}
-	timeline, err := strconv.Atoi(string(row[6]))
-	if err != nil {
-		return report{}, fmt.Errorf("flyregion: timeline: %w", err)
+	if r.received > 0 {
+		// It is told from the beginning of a file of the log on.
+		r.received = max(r.received, r.position)
 	}
-	version, err := strconv.Atoi(string(row[4]))
-	if err != nil {
-		return report{}, fmt.Errorf("flyregion: server_version_num: %w", err)
+	return r, err
+}
+
+// identity tells one primary from another, and what it was when this process first heard of it.
+type identity struct {
+	server   serverID
+	system   uint64
+	timeline int
+	flushed  LSN    // how far its log went
+	since    uint64 // when that had been received, by this process's clock
+}
+
+// identityOf returns the identity of a primary that a report has just been received from: the one that is known already,
+// if it is the same.
+func identityOf(known *identity, r *report) *identity {
+	if known != nil && known.server == r.server && known.system == r.system && known.timeline == r.timeline {
+		return known
 	}
-	return report{
-		server:     serverID(started),
-		recovering: string(row[1]) == "t",
-		readOnly:   string(row[2]) == "on",
-		replayed:   replayed,
-		received:   received,
-		timeline:   timeline,
-		version:    version,
-	}, nil
+	return &identity{server: r.server, system: r.system, timeline: r.timeline, flushed: r.position, since: clock.Add(1)}
 }
 
 // oneRow runs a query of this package's own and returns the row of its last statement.

@@ -38,10 +38,10 @@ func TestAskReport(t *testing.T) {
 		return r
 	}
 	primary, replica := ask(nrt), ask(ord)
-	if primary.recovering || primary.readOnly || primary.replayed != 0 || primary.version < 100000 || primary.server == 0 {
+	if primary.recovering || primary.readOnly || primary.position == 0 || primary.version < 100000 || primary.server == 0 {
 		t.Errorf("the primary says %+v", primary)
 	}
-	if !replica.recovering || !replica.readOnly || replica.replayed == 0 || replica.version != primary.version || replica.server == primary.server {
+	if !replica.recovering || !replica.readOnly || replica.position == 0 || replica.version != primary.version || replica.server == primary.server {
 		t.Errorf("the replica says %+v", replica)
 	}
 

@@ -29,6 +29,9 @@ type sessionState struct {
 	origin serverID
 	// unknown is the time of the latest write whose position nobody asked for, 0 if there is none.
 	unknown uint64
+	// outdated is when somebody found that the position does not tell whether a standby can be trusted, as an answer of
+	// the primary that is asked for later does. It is 0 if nobody did.
+	outdated uint64
 }
 
 // load returns what the session has written so far.
@@ -54,6 +57,9 @@ func (s *Session) wrote(p position) {
 				// insert position is sure to cover it.
 				next.position = p.insert
 			}
+			if old.outdated > p.asked {
+				next.outdated = old.outdated
+			}
 			if old.origin == p.origin {
 				next.position = max(next.position, old.position)
 			}
@@ -78,7 +84,7 @@ func (s *Session) wroteUnknownSince(asked uint64) (noted uint64) {
 		old := s.state.Load()
 		next := sessionState{unknown: now}
 		if old != nil {
-			next.position, next.origin = old.position, old.origin
+			next.position, next.origin, next.outdated = old.position, old.origin, old.outdated
 		}
 		if s.state.CompareAndSwap(old, &next) {
 			if old != nil && old.unknown > asked {
@@ -87,6 +93,17 @@ func (s *Session) wroteUnknownSince(asked uint64) (noted uint64) {
 			return now
 		}
 	}
+}
+
+// outdate notes that the session's position has to be asked for again, if it is still the one of state.
+func (s *Session) outdate(state sessionState) {
+	old := s.state.Load()
+	if old == nil || *old != state {
+		return
+	}
+	next := state
+	next.outdated = clock.Add(1)
+	s.state.CompareAndSwap(old, &next)
 }
 
 // position is what the primary told about its log after a statement.

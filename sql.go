@@ -62,8 +62,7 @@ func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		// database/sql closes it without telling.
-		rep.used.Add(-1)
+		rep.leave(conn.Conn())
 		return conn, nil
 	}
 	return &sqlConn{router: c.router, reads: c.reads}, ctx.Err()
@@ -149,7 +148,7 @@ var sqlConns = lender[*stdlib.Conn]{
 		return conn.(*stdlib.Conn), nil
 	},
 	release: func(r *replica, conn *stdlib.Conn) {
-		r.used.Add(-1)
+		r.done(conn.Conn())
 		_ = conn.Close() // that gives it back to the pool, and has no error
 	},
 }

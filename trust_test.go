@@ -421,7 +421,6 @@ func replicaBehind(b *pgcluster.Bouncer) func(*Config) {
 
 // TestCopyThroughBouncer copies through a PgBouncer, which drops what is asked behind the data in transaction mode.
 func TestCopyThroughBouncer(t *testing.T) {
-	t.Skip("does not hold yet")
 	t.Parallel()
 	for _, mode := range []string{"transaction", "session"} {
 		t.Run(mode, func(t *testing.T) {
@@ -503,7 +502,6 @@ func neverStaleIn(t testing.TB, ctx context.Context, what string, pool *Pool, na
 // TestFailoverBehindBouncer promotes a standby behind a PgBouncer, so that the pool's connections live on, and reads from
 // one that has what the new primary never had.
 func TestFailoverBehindBouncer(t *testing.T) {
-	t.Skip("does not hold yet")
 	t.Parallel()
 	cluster := threeServers(t)
 	nrt, ord, syd := cluster.Server("nrt"), cluster.Server("ord"), cluster.Server("syd")

@@ -41,6 +41,10 @@ func (p *inspector) call(name string, quoted bool) {
 	case known == callReadsSetting:
 		p.setting = true
 	}
+	builtIn := known != callUnknown || knownNames.find(name) != 0 && (!quoted || IsFunctionName(name))
+	if builtIn && p.facts.Called == nil {
+		return
+	}
 	var buf [maxName]byte
 	stored, ok := storedName(&buf, name, quoted)
 	if !ok {
@@ -51,7 +55,7 @@ func (p *inspector) call(name string, quoted bool) {
 		p.appCalls(access)
 		return
 	}
-	if known != callUnknown || knownNames.find(name) != 0 && (!quoted || IsFunctionName(name)) {
+	if builtIn {
 		return
 	}
 	p.UnknownCalls = true

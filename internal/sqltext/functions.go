@@ -144,8 +144,7 @@ var systemNames = func() *nameTable {
 func knownCall(name string) uint8 {
 	known := systemNames.find(name)
 	if known == callUnknown || known == viewOfServer {
-		// In a database with a Turkish one-byte encoding the server folds this letter to an i.
-		if isSystemName(name) || hasPrimaryPrefix(name) || strings.Contains(name, "İ") {
+		if isSystemName(name) || hasPrimaryPrefix(name) {
 			return callBelongsToPrimary
 		}
 		return callUnknown

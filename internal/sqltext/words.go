@@ -111,14 +111,14 @@ var keywords = map[word][]string{
 	wordWith:    {"with"},
 }
 
-var wordNames = func() *nameTable {
+var wordNames = func() nameTable {
 	t := newNameTable(512)
 	for w, names := range keywords {
 		for _, name := range names {
 			t.add(name, uint8(w))
 		}
 	}
-	return t
+	return *t
 }()
 
 // lookup returns the keyword that a text is, in any case.

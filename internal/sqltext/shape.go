@@ -67,8 +67,3 @@ func takesArguments(name string) bool {
 	w := lookup(name)
 	return w != wordValues && !w.reserved()
 }
-
-// NameShape is Shape for the name of a prepared statement, which stands in place of a text. It is taken as it is.
-func NameShape(name string) uint64 {
-	return maphash.Comparable(shapeSeed, maphash.String(shapeSeed, name))
-}

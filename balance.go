@@ -2,9 +2,7 @@ package flyregion
 
 import (
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Balance says which of several replicas a read goes to. Replicas that cannot be reached are passed over.
@@ -56,44 +54,4 @@ func (rs *replicas) in(region string) *replica {
 		}
 	}
 	return nil
-}
-
-// health remembers that a replica could not be reached, so that reads do not wait for it one after the other.
-type health struct {
-	retryAt atomic.Int64 // in nanoseconds since 1970; 0 while the replica can be reached
-	mu      sync.Mutex
-	pause   time.Duration
-}
-
-const (
-	minProbePause = 100 * time.Millisecond
-	maxProbePause = 3 * time.Second
-)
-
-// fail notes that the replica could not be reached.
-func (h *health) fail() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-
-	h.pause = min(max(h.pause*2, minProbePause), maxProbePause)
-	h.retryAt.Store(time.Now().Add(h.pause).UnixNano())
-}
-
-// recover notes that it could.
-func (h *health) recover() {
-	if h.retryAt.Load() == 0 {
-		return
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-
-	h.pause = 0
-	h.retryAt.Store(0)
-}
-
-// claimProbe reports whether it is time to try again, to one caller.
-func (h *health) claimProbe() bool {
-	at := h.retryAt.Load()
-	now := time.Now()
-	return at != 0 && now.UnixNano() >= at && h.retryAt.CompareAndSwap(at, now.Add(maxProbePause).UnixNano())
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/flyregion/flyregion/internal/sqltext"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -232,45 +231,6 @@ func (c *catalog) with(base *catalogAnswers, names []string, rows [][][]byte) *c
 		next.Writing = nil
 	}
 	return next
-}
-
-// decide asks the catalog about texts of which the router could not tell whether they read. It reports whether they do;
-// if not, the route leads to the primary.
-func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.Conn) bool {
-	limited, cancel := context.WithTimeout(ctx, rd.primary.maxWait)
-	defer cancel()
-
-	answers, err := rd.router.texts.catalog.ask(limited, conn.PgConn(), func(required sessionState) bool {
-		if !rd.primary.covers(required) {
-			required = rd.primary.session.load()
-		}
-		return rd.primary.covers(required) && rep.verdict(conn, required) == shown
-	}, func(known *catalogAnswers) (names []string) {
-		for _, sql := range rt.undecided {
-			names = append(names, sqltext.UnknownCalls(sql, rd.router.texts.facts(known))...)
-		}
-		return names
-	})
-	if err != nil {
-		if limited.Err() != nil && ctx.Err() == nil && conn.IsClosed() {
-			rep.health.fail() // so that others do not wait for it as long
-		}
-		rt.toPrimary(becauseCatalog)
-		return false
-	}
-	facts := rd.router.texts.facts(answers)
-	for _, sql := range rt.undecided {
-		s := sqltext.Inspect(sql, facts)
-		switch {
-		case s.Access == sqltext.Write:
-			rt.toPrimary(becauseWrite)
-			return false
-		case s.UnknownCalls:
-			rt.toPrimary(becauseCatalog)
-			return false
-		}
-	}
-	return true
 }
 
 // textArray returns the text form of an array.

@@ -88,6 +88,7 @@ func (p *Pool) open(ctx context.Context) (err error) {
 		}
 	}
 	texts.watch(primary)
+	traceWrites(primary.ConnConfig, p.primary)
 	if err := p.primary.open(ctx, primary); err != nil {
 		return err
 	}

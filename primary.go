@@ -8,7 +8,6 @@ import (
 
 	"github.com/flyregion/flyregion/internal/piggyback"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/multitracer"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -37,13 +36,6 @@ type primary struct {
 
 // open makes the primary's pool from its configuration.
 func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) {
-	ours := &Tracer{primary: p}
-	if theirs := config.ConnConfig.Tracer; theirs != nil {
-		config.ConnConfig.Tracer = multitracer.New(theirs, ours)
-	} else {
-		config.ConnConfig.Tracer = ours
-	}
-
 	// pgxpool would ping a connection that was idle for a second, so that a lone write crossed the sea twice. An app that
 	// chose for itself how to find dead connections keeps its way.
 	if config.ShouldPing == nil && config.PingTimeout == 0 {

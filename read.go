@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/sqltext"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -235,4 +237,43 @@ func (rd *reads) exec(ctx context.Context, rt *route, sql string, args []any) (p
 	})
 	read.release()
 	return tag, err
+}
+
+// decide asks the catalog about texts of which the router could not tell whether they read. It reports whether they do;
+// if not, the route leads to the primary.
+func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.Conn) bool {
+	limited, cancel := context.WithTimeout(ctx, rd.primary.maxWait)
+	defer cancel()
+
+	answers, err := rd.router.texts.catalog.ask(limited, conn.PgConn(), func(required sessionState) bool {
+		if !rd.primary.covers(required) {
+			required = rd.primary.session.load()
+		}
+		return rd.primary.covers(required) && rep.verdict(conn, required) == shown
+	}, func(known *catalogAnswers) (names []string) {
+		for _, sql := range rt.undecided {
+			names = append(names, sqltext.UnknownCalls(sql, rd.router.texts.facts(known))...)
+		}
+		return names
+	})
+	if err != nil {
+		if limited.Err() != nil && ctx.Err() == nil && conn.IsClosed() {
+			rep.health.fail() // so that others do not wait for it as long
+		}
+		rt.toPrimary(becauseCatalog)
+		return false
+	}
+	facts := rd.router.texts.facts(answers)
+	for _, sql := range rt.undecided {
+		s := sqltext.Inspect(sql, facts)
+		switch {
+		case s.Access == sqltext.Write:
+			rt.toPrimary(becauseWrite)
+			return false
+		case s.UnknownCalls:
+			rt.toPrimary(becauseCatalog)
+			return false
+		}
+	}
+	return true
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -413,3 +414,43 @@ func limitLocks(params map[string]string, limit time.Duration) {
 // neverReset keeps database/sql from using a connection to a replica again: the next user may have written something
 // that it does not show.
 func neverReset(context.Context, *pgx.Conn) error { return driver.ErrBadConn }
+
+// health remembers that a replica could not be reached, so that reads do not wait for it one after the other.
+type health struct {
+	retryAt atomic.Int64 // in nanoseconds since 1970; 0 while the replica can be reached
+	mu      sync.Mutex
+	pause   time.Duration
+}
+
+const (
+	minProbePause = 100 * time.Millisecond
+	maxProbePause = 3 * time.Second
+)
+
+// fail notes that the replica could not be reached.
+func (h *health) fail() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.pause = min(max(h.pause*2, minProbePause), maxProbePause)
+	h.retryAt.Store(time.Now().Add(h.pause).UnixNano())
+}
+
+// recover notes that it could.
+func (h *health) recover() {
+	if h.retryAt.Load() == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.pause = 0
+	h.retryAt.Store(0)
+}
+
+// claimProbe reports whether it is time to try again, to one caller.
+func (h *health) claimProbe() bool {
+	at := h.retryAt.Load()
+	now := time.Now()
+	return at != 0 && now.UnixNano() >= at && h.retryAt.CompareAndSwap(at, now.Add(maxProbePause).UnixNano())
+}

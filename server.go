@@ -5,9 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
+
+// clock orders what this process does to its servers: a number drawn from it is higher than all that were drawn before.
+// It decides what was learned after what, which wall time, that may stand still or jump, cannot.
+var clock atomic.Uint64
+
+// customDataKey is where a connection keeps what this package knows of it: a *primaryConn or a *replicaConn.
+const customDataKey = "github.com/flyregion/flyregion"
 
 // serverID tells one run of one server from every other: the time its postmaster started, in microseconds since 1970.
 // Addresses cannot do that, as Fly's proxy and DNS lead one name to many machines. A crash of a backend leaves the

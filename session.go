@@ -5,10 +5,6 @@ import (
 	"sync/atomic"
 )
 
-// clock orders what this process does to its servers: a number drawn from it is higher than all that were drawn before.
-// It decides what was learned after what, which wall time, that may stand still or jump, cannot.
-var clock atomic.Uint64
-
 // Session is a causal token: it remembers how far the primary's write-ahead log must have been replayed for a replica to
 // show every write that was made in the session. Reads in the session wait for that position and no other.
 //

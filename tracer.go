@@ -6,11 +6,9 @@ import (
 
 	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/multitracer"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
-
-// customDataKey is where a connection keeps what this package knows of it: a *primaryConn or a *replicaConn.
-const customDataKey = "github.com/flyregion/flyregion"
 
 // Tracer is the tracer that every connection to the primary carries, beside the app's own if [pgx.ConnConfig] has one.
 // Through it a write counts for its session whoever makes it: the pool, a connection taken with Acquire, or a library
@@ -32,6 +30,16 @@ var (
 	_ pgxpool.AcquireTracer = (*Tracer)(nil)
 	_ pgxpool.ReleaseTracer = (*Tracer)(nil)
 )
+
+// traceWrites has the connections of a pool tell primary what they write.
+func traceWrites(config *pgx.ConnConfig, primary *primary) {
+	tracer := &Tracer{primary: primary}
+	if theirs := config.Tracer; theirs != nil {
+		config.Tracer = multitracer.New(theirs, tracer)
+	} else {
+		config.Tracer = tracer
+	}
+}
 
 // TraceQueryStart is called by pgx before Exec, Query and QueryRow.
 func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {

@@ -154,10 +154,19 @@ func (b *replicaBatch) move(err error) (moved bool) {
 	return true
 }
 
+// served notes that the replica has run the latest query.
+func (b *replicaBatch) served() {
+	if !b.moved && b.next <= len(b.queries) {
+		b.reads.router.served(&b.route, b.queries[b.next-1].SQL)
+	}
+}
+
 func (b *replicaBatch) Exec() (pgconn.CommandTag, error) {
 	b.next++
 	tag, err := b.BatchResults.Exec()
-	if err != nil && b.move(err) {
+	if err == nil {
+		b.served()
+	} else if b.move(err) {
 		return b.BatchResults.Exec()
 	}
 	return tag, err
@@ -172,7 +181,9 @@ func (b *replicaBatch) Query() (pgx.Rows, error) {
 	}
 	rows := &replicaRows{replicaRead: replicaRead[*pgxpool.Conn]{reads: b.reads}, sql: b.queries[b.next-1].SQL, batch: b}
 	err = rows.start(sent, err)
-	if failure := sent.Err(); failure != nil && b.move(failure) {
+	if failure := sent.Err(); failure == nil {
+		b.served()
+	} else if b.move(failure) {
 		return b.BatchResults.Query()
 	}
 	b.rows = rows

@@ -10,10 +10,11 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// OpenDB returns a [sql.DB] on the pool, for libraries that want one. Statements outside of transactions are routed one
-// by one, as those of the pool are; a transaction with [sql.TxOptions].ReadOnly runs on the replica, every other on the
-// primary. Within one [sql.Conn] all that is not read from the replica runs in one session on the primary, and once the
-// session's settings have been changed everything does.
+// OpenDB returns a [sql.DB] on the pool, for libraries that want one. Statements outside of transactions are runRouted one
+// by one, as those of the pool are. A transaction with [sql.TxOptions].ReadOnly runs on the replica if its first statement
+// can, as that of [Pool.BeginTx] does, and every other on the primary. Within one [sql.Conn] writes run in one session on
+// the primary, and once a statement may have left something in that session, such as a setting or a temporary table,
+// everything does.
 //
 // Under [WithPrimary] and [WithReplica], [sql.DB.Conn] does what [Pool.Acquire] does: the connection is one session on
 // that server for all that is run in it, and [sql.Conn.Raw] passes a [*stdlib.Conn]. The value that Raw passes for any
@@ -70,13 +71,15 @@ func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
 
 func (c *sqlConnector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
 
-// sqlConn is a driver.Conn whose statements run where they belong.
+// sqlConn is a driver.Conn whose statements run where they belong. database/sql never calls two of its methods, or of what
+// it has returned, at a time.
 type sqlConn struct {
 	router  *router
 	reads   *reads
 	session *stdlib.Conn // on the primary; nil until something runs there
-	tx      *stdlib.Conn // that a transaction is open on, or nil
+	tx      *sqlTx       // the open transaction, or nil
 	pinned  bool         // the session may have settings or tables of its own, which no replica has
+	shared  bool         // ... as a text said, so that the next user of this connection has them too, as with stdlib
 }
 
 var (
@@ -89,18 +92,22 @@ var (
 	_ driver.NamedValueChecker  = (*sqlConn)(nil)
 )
 
-// Conn returns the connection of the session on the primary, as [stdlib.Conn.Conn] does, or nil if there is none to be
-// had.
+// Conn returns the connection of the open transaction or, as [stdlib.Conn.Conn] does, of the session on the primary, nil
+// if there is none to be had.
 func (c *sqlConn) Conn() *pgx.Conn {
 	if c.tx != nil {
-		return c.tx.Conn()
+		c.tx.unused = false
+		if c.tx.on == nil {
+			return nil
+		}
+		return c.tx.on.Conn()
 	}
 	session, err := c.primary(context.Background())
 	if err != nil {
 		return nil
 	}
 	// Whoever has it may change its settings.
-	c.pinned = true
+	c.pinned, c.shared = true, true
 	return session.Conn()
 }
 
@@ -118,24 +125,30 @@ func (c *sqlConn) primary(ctx context.Context) (*stdlib.Conn, error) {
 
 // route is where a statement outside of a transaction goes.
 func (c *sqlConn) route(ctx context.Context, query string, args []driver.NamedValue) route {
+	rt := c.router.route(ctx, query, valuesOf(args))
+	if rt.to == targetPrimary {
+		s := c.router.texts.inspect(query)
+		c.pinned = c.pinned || s.LeavesState
+		c.shared = c.shared || s.Settings || s.Temporary
+	}
+	c.stay(&rt)
+	return rt
+}
+
+// stay keeps a read on the primary if its session is there.
+func (c *sqlConn) stay(rt *route) {
+	inBlock := c.session != nil && c.session.Conn().PgConn().TxStatus() != 'I'
+	if rt.target == targetAny && rt.to == targetReplica && (c.pinned || inBlock) {
+		rt.toPrimary(becauseTransaction)
+	}
+}
+
+func valuesOf(args []driver.NamedValue) []any {
 	values := make([]any, len(args))
 	for i := range args {
 		values[i] = args[i].Value
 	}
-	r := c.router.route(ctx, query, values)
-	if r.to == targetPrimary {
-		s := c.router.texts.inspect(query)
-		c.pinned = c.pinned || s.LeavesState
-	}
-	if r.to == targetReplica && (c.pinned || c.inBlock()) {
-		r.to, r.why = targetPrimary, becauseTransaction
-	}
-	return r
-}
-
-// inBlock reports whether the session is in a transaction block that somebody began with a text.
-func (c *sqlConn) inBlock() bool {
-	return c.session != nil && c.session.Conn().PgConn().TxStatus() != 'I'
+	return values
 }
 
 // sqlConns lends connections to replicas as stdlib wraps them.
@@ -153,174 +166,208 @@ var sqlConns = lender[*stdlib.Conn]{
 	},
 }
 
-// sqlReplica is a connection to a replica.
-type sqlReplica struct {
-	*stdlib.Conn
-	replica *replica
+// sqlUse is what a statement has in use until it has ended. The zero value needs no end.
+type sqlUse struct {
+	replica  replicaRead[*stdlib.Conn] // where a replica serves
+	primary  forwarding                // where the primary does
+	fallback *sqlConn                  // whose session on the primary is given back, or nil
 }
 
-// Close gives the connection back.
-func (c *sqlReplica) Close() error {
-	sqlConns.release(c.replica, c.Conn)
-	return nil
-}
-
-// replica returns a connection to a replica that can serve the route, nil if the primary is to.
-func (c *sqlConn) replica(ctx context.Context, r *route) (*sqlReplica, error) {
-	rep, conn, err := acquireReplica(ctx, c.reads, r, sqlConns)
-	if conn == nil {
-		return nil, err
+// end gives back what is in use. Further calls do nothing.
+func (u *sqlUse) end(err error) {
+	u.replica.release()
+	u.primary.end(err)
+	if c := u.fallback; c != nil && !c.pinned && c.tx == nil {
+		_ = c.Close()
 	}
-	return &sqlReplica{conn, rep}, nil
+	u.fallback = nil
 }
 
-// moves is router.moves for an error that stdlib may have turned into driver.ErrBadConn, which means that nothing was sent.
-func (c *sqlConn) moves(ctx context.Context, r *route, conn *sqlReplica, query string, err error) reason {
-	if errors.Is(err, driver.ErrBadConn) && ctx.Err() == nil && r.target != targetReplica {
-		return becauseLost
+// sqlRun is a statement as it runs on a connection.
+type sqlRun[T any] func(context.Context, *stdlib.Conn) (T, error)
+
+// runRouted runs a statement where its route leads. What it uses is in use until the caller ends that, unless it failed.
+func runRouted[T any](ctx context.Context, c *sqlConn, rt *route, operation, query string, run sqlRun[T]) (result T, use sqlUse, err error) {
+	if rt.to == targetReplica {
+		result, use.replica, err = onReplica(ctx, c.reads, rt, sqlConns, query, func(conn *stdlib.Conn) (T, error) { return run(ctx, conn) })
+		if rt.to == targetReplica {
+			return result, use, err
+		}
 	}
-	return c.router.moves(ctx, r, conn.Conn.Conn(), query, err)
+
+	switch {
+	case rt.why == becauseRefused || rt.why == becauseWrite && c.router.texts.inspect(query).LeavesState:
+		c.pinned = true // nobody knows what it does
+	case (rt.why == becauseLag || rt.why == becauseUnreachable) && c.session == nil && (operation == "query" || operation == "exec"):
+		// Where many reads fall back, none keeps a connection behind its end that a write may wait for.
+		use.fallback = c
+	}
+	ran := false
+	defer func() {
+		if err != nil || !ran {
+			use.end(err)
+		}
+	}()
+	ctx, use.primary = c.reads.primary.forward(ctx, operation, rt.why)
+	session, err := c.primary(ctx)
+	if err == nil {
+		result, err = run(ctx, session)
+	}
+	ran = true
+	return result, use, err
+}
+
+// statement runs a statement in the open transaction or, if there is none, where its route leads. A statement that is only
+// prepared tells nothing about its text.
+func statement[T any](ctx context.Context, c *sqlConn, operation, query string, args []driver.NamedValue, run sqlRun[T]) (result T, use sqlUse, err error) {
+	if c.tx != nil {
+		result, err = runInTx(ctx, c.tx, query, args, run)
+		return result, use, err
+	}
+	rt := c.route(ctx, query, args)
+	if operation == "prepare" {
+		query = ""
+	}
+	return runRouted(ctx, c, &rt, operation, query, run)
 }
 
 func (c *sqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	if c.tx != nil {
-		return c.tx.ExecContext(ctx, query, args)
-	}
-	r := c.route(ctx, query, args)
-	if r.to == targetReplica {
-		conn, err := c.replica(ctx, &r)
-		if err != nil {
-			return nil, err
-		}
-		if conn != nil {
-			result, err := conn.ExecContext(ctx, query, args)
-			why := reason("")
-			if err != nil {
-				why = c.moves(ctx, &r, conn, query, err)
-			} else {
-				c.router.served(&r, query)
-			}
-			_ = conn.Close()
-			if why == "" {
-				return result, err
-			}
-			r.why = why
-		}
-	}
-
-	session, err := c.primary(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ctx, span := c.reads.telemetry.forward(ctx, "exec", r.why)
-	result, err := session.ExecContext(ctx, query, args)
-	span.end(err)
+	result, use, err := statement(ctx, c, "exec", query, args, func(ctx context.Context, conn *stdlib.Conn) (driver.Result, error) {
+		return conn.ExecContext(ctx, query, args)
+	})
+	use.end(err)
 	return result, err
 }
 
 func (c *sqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	if c.tx != nil {
-		return c.tx.QueryContext(ctx, query, args)
-	}
-	r := c.route(ctx, query, args)
-	if r.to == targetReplica {
-		conn, err := c.replica(ctx, &r)
-		if err != nil {
-			return nil, err
-		}
-		if conn != nil {
-			rows, err := conn.QueryContext(ctx, query, args)
-			if err == nil {
-				c.router.served(&r, query)
-				return &sqlRows{Rows: rows.(*stdlib.Rows), conn: conn}, nil
-			}
-			why := c.moves(ctx, &r, conn, query, err)
-			_ = conn.Close()
-			if why == "" {
-				return nil, err
-			}
-			r.why = why
-		}
-	}
-
-	session, err := c.primary(ctx)
+	rows, use, err := statement(ctx, c, "query", query, args, func(ctx context.Context, conn *stdlib.Conn) (driver.Rows, error) {
+		return conn.QueryContext(ctx, query, args)
+	})
 	if err != nil {
 		return nil, err
 	}
-	ctx, span := c.reads.telemetry.forward(ctx, "query", r.why)
-	rows, err := session.QueryContext(ctx, query, args)
-	span.end(err)
-	return rows, err
+	r := &sqlRows{Rows: rows.(*stdlib.Rows), use: use, query: query}
+	if use.replica.conn != nil || c.tx != nil && c.tx.replica.conn != nil {
+		r.replicaOf = c.router
+	}
+	return r, nil
 }
 
-// sqlRows are rows that come from a replica, and give its connection back when they are closed.
+// sqlRows are the rows of a statement, which ends with them.
 type sqlRows struct {
 	*stdlib.Rows
-	conn *sqlReplica
+	use       sqlUse
+	query     string
+	replicaOf *router // that remembers what a replica refuses behind the first row; nil for rows of the primary
+}
+
+// failed notes an error behind the first row.
+func (r *sqlRows) failed(err error) {
+	if err != nil && r.replicaOf != nil {
+		r.replicaOf.remember(r.query, err)
+	}
+}
+
+func (r *sqlRows) Next(dest []driver.Value) error {
+	err := r.Rows.Next(dest)
+	r.failed(err)
+	return err
 }
 
 func (r *sqlRows) Close() error {
 	err := r.Rows.Close()
-	_ = r.conn.Close()
+	r.failed(err)
+	r.use.end(err)
 	return err
 }
 
 func (c *sqlConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver.Tx, error) {
-	readOnly := options.ReadOnly && sql.IsolationLevel(options.Isolation) != sql.LevelSerializable && !c.pinned
-	r := route{intent: intentOf(ctx), to: targetPrimary, why: becauseTransaction}
-	switch {
-	case r.target != targetAny:
-		r.to, r.why = r.target, becauseAsked
-	case readOnly:
-		r.to, r.why = targetReplica, becauseRead
+	var in pgx.TxOptions
+	if options.ReadOnly {
+		in.AccessMode = pgx.ReadOnly
 	}
-	if r.to == targetReplica {
-		conn, err := c.replica(ctx, &r)
-		if err != nil {
-			return nil, err
-		}
-		if conn != nil {
-			tx, err := conn.BeginTx(ctx, options)
-			if err == nil {
-				c.tx = conn.Conn
-				return &sqlTx{Tx: tx, conn: c, replica: conn}, nil
-			}
-			why := c.moves(ctx, &r, conn, "", err)
-			_ = conn.Close()
-			if why == "" {
-				return nil, err
-			}
-			r.why = why
-		}
+	if sql.IsolationLevel(options.Isolation) == sql.LevelSerializable {
+		in.IsoLevel = pgx.Serializable
 	}
-
-	session, err := c.primary(ctx)
-	if err != nil {
+	rt := c.router.routeTx(ctx, in)
+	c.stay(&rt)
+	tx := &sqlTx{conn: c, ctx: ctx, options: options}
+	if err := tx.begin(&rt); err != nil {
 		return nil, err
 	}
-	ctx, span := c.reads.telemetry.forward(ctx, "begin", r.why)
-	tx, err := session.BeginTx(ctx, options)
-	span.end(err)
-	if err != nil {
-		return nil, err
-	}
-	c.tx = session
-	return &sqlTx{Tx: tx, conn: c}, nil
+	c.tx = tx
+	return tx, nil
 }
 
-// sqlTx is a transaction of a sqlConn.
+// sqlTx is a transaction of a sqlConn. If it is on a replica, and its first statement belongs to the primary or the
+// replica cannot run it, the transaction begins anew there: nothing has happened in it yet.
 type sqlTx struct {
-	driver.Tx
-	conn    *sqlConn
-	replica *sqlReplica // to give back, or nil
+	driver.Tx // of on
+	conn      *sqlConn
+	on        *stdlib.Conn              // nil if it could not begin anew
+	replica   replicaRead[*stdlib.Conn] // that on is of, if it is a replica's
+	ctx       context.Context           // of BeginTx
+	options   driver.TxOptions
+	route     route
+	unused    bool       // it is on a replica, and nothing has run in it
+	prepared  []*sqlStmt // on a replica
 }
 
+func (tx *sqlTx) begin(rt *route) error {
+	var on *stdlib.Conn
+	begun, use, err := runRouted(tx.ctx, tx.conn, rt, "begin", "", func(ctx context.Context, conn *stdlib.Conn) (driver.Tx, error) {
+		on = conn
+		return conn.BeginTx(ctx, tx.options)
+	})
+	if err != nil {
+		return err
+	}
+	tx.Tx, tx.on, tx.replica, tx.route = begun, on, use.replica, *rt
+	tx.unused = rt.to == targetReplica && rt.target != targetReplica
+	use.primary.end(nil)
+	return nil
+}
+
+// runInTx runs a statement of a transaction.
+func runInTx[T any](ctx context.Context, tx *sqlTx, query string, args []driver.NamedValue, run sqlRun[T]) (result T, err error) {
+	first := tx.unused
+	tx.unused = false
+	switch {
+	case tx.on == nil:
+		return result, pgx.ErrTxClosed
+	case !first:
+		return run(ctx, tx.on)
+	}
+	values, router := valuesOf(args), tx.conn.router
+	why := router.leavesReplica(query, values)
+	if why == "" {
+		if result, err = run(ctx, tx.on); err == nil || consumable(values) {
+			return result, err
+		}
+		if why = router.moves(ctx, &tx.route, tx.on.Conn(), query, err); why == "" {
+			return result, err
+		}
+	}
+	// What is lost with the transaction on the replica is one in which nothing has happened.
+	_ = tx.Tx.Rollback()
+	tx.release()
+	tx.on = nil
+	rt := tx.route
+	rt.toPrimary(why)
+	if err := tx.begin(&rt); err != nil {
+		return result, err
+	}
+	return run(ctx, tx.on)
+}
+
+// Commit commits the transaction and gives its connection back.
 func (tx *sqlTx) Commit() error {
 	err := tx.Tx.Commit()
 	tx.end()
 	return err
 }
 
+// Rollback rolls the transaction back and gives its connection back.
 func (tx *sqlTx) Rollback() error {
 	err := tx.Tx.Rollback()
 	tx.end()
@@ -329,10 +376,17 @@ func (tx *sqlTx) Rollback() error {
 
 func (tx *sqlTx) end() {
 	tx.conn.tx = nil
-	if tx.replica != nil {
-		_ = tx.replica.Close()
-		tx.replica = nil
+	tx.release()
+}
+
+// release gives a replica's connection back. database/sql closes the statements of a transaction only behind its end, when
+// the connection may be somebody else's: here they are closed before.
+func (tx *sqlTx) release() {
+	for _, s := range tx.prepared {
+		_ = s.Close()
 	}
+	tx.prepared = nil
+	tx.replica.release()
 }
 
 // Begin starts a transaction that is not read-only.
@@ -345,50 +399,47 @@ func (c *sqlConn) Prepare(query string) (driver.Stmt, error) {
 	return c.PrepareContext(context.Background(), query)
 }
 
-// PrepareContext prepares a statement that writes in the session on the primary. One that reads is prepared where it is
-// run, but parsed now, so that a mistake in it is found.
+// PrepareContext prepares a statement where its text would run now, so that a mistake in it is found. It remains prepared
+// in the session on the primary and in a transaction, but not on a replica outside of one.
 func (c *sqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
-	if c.tx != nil {
-		return c.tx.PrepareContext(ctx, query)
-	}
-	r := c.route(ctx, query, nil)
-	if r.to == targetReplica {
-		conn, err := c.replica(ctx, &r)
-		if err != nil {
-			return nil, err
-		}
-		if conn != nil {
-			stmt, err := conn.PrepareContext(ctx, query)
-			if err == nil {
-				inputs := stmt.NumInput()
-				_ = stmt.Close()
-				_ = conn.Close()
-				return &sqlStmt{conn: c, query: query, inputs: inputs}, nil
-			}
-			why := c.moves(ctx, &r, conn, query, err)
-			_ = conn.Close()
-			if why == "" {
-				return nil, err
-			}
-		}
-	}
-
-	session, err := c.primary(ctx)
+	unused := c.tx != nil && c.tx.unused
+	prepared, use, err := statement(ctx, c, "prepare", query, nil, func(ctx context.Context, conn *stdlib.Conn) (driver.Stmt, error) {
+		return conn.PrepareContext(ctx, query)
+	})
 	if err != nil {
 		return nil, err
 	}
-	return session.PrepareContext(ctx, query)
+	s := &sqlStmt{conn: c, query: query, inputs: prepared.NumInput(), prepared: prepared}
+	switch {
+	case c.tx != nil && c.tx.replica.conn != nil:
+		c.tx.prepared = append(c.tx.prepared, s)
+		c.tx.unused = unused // nothing has run
+	case use.replica.conn != nil:
+		_ = s.Close()
+	}
+	use.end(nil)
+	return s, nil
 }
 
-// sqlStmt is a prepared statement that reads.
+// sqlStmt is a prepared statement. Each time it runs where its text does, which may be another connection than the one
+// that it was prepared on: database/sql uses it inside and outside of transactions.
 type sqlStmt struct {
-	conn   *sqlConn
-	query  string
-	inputs int
+	conn     *sqlConn
+	query    string
+	inputs   int
+	prepared driver.Stmt // nil once it was closed
 }
 
-func (s *sqlStmt) Close() error  { return nil }
 func (s *sqlStmt) NumInput() int { return s.inputs }
+
+func (s *sqlStmt) Close() error {
+	prepared := s.prepared
+	if prepared == nil {
+		return nil
+	}
+	s.prepared = nil
+	return prepared.Close()
+}
 
 func (s *sqlStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
 	return s.conn.ExecContext(ctx, s.query, args)
@@ -417,6 +468,9 @@ func (c *sqlConn) Ping(ctx context.Context) error {
 func (c *sqlConn) ResetSession(ctx context.Context) error {
 	if intentOf(ctx).target != targetAny {
 		return driver.ErrBadConn
+	}
+	if c.pinned && !c.shared {
+		return driver.ErrBadConn // the next user's reads need not stay on the primary
 	}
 	if c.session == nil {
 		return ctx.Err()

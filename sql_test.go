@@ -310,7 +310,7 @@ var sqlStatements = []sqlScenario{
 		s.exec(ctx, tx, "insert into w values (2)")
 		s.note("commit", tx.Commit(), tx.Rollback())
 	}},
-	{name: "read-only transactions", place: onReplicaOnly, run: func(ctx context.Context, s *sqlSubject) {
+	{name: "read-only transactions", place: onBoth, run: func(ctx context.Context, s *sqlSubject) {
 		for _, options := range []*sql.TxOptions{{ReadOnly: true}, {ReadOnly: true, Isolation: sql.LevelRepeatableRead}, {ReadOnly: true, Isolation: sql.LevelReadCommitted}} {
 			tx, err := s.db.BeginTx(ctx, options)
 			s.note("begin", err)

@@ -169,6 +169,30 @@ func TestTLS(t *testing.T) {
 		})
 	}
 
+	t.Run("channel binding", func(t *testing.T) {
+		var file string
+		leader := cluster.Leader()
+		if err := queryOne(t.Context(), leader, "show hba_file", &file); err != nil {
+			t.Fatal(err)
+		}
+		for _, sql := range []string{
+			"copy (select 1) to program 'sed -i s/password/scram-sha-256/ " + file + "'",
+			"select pg_reload_conf()",
+		} {
+			if err := leader.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pool := open("sslmode=require&channel_binding=require")
+		eventually(t, "a write is authenticated with it", func() bool {
+			_, err := pool.Exec(t.Context(), "create table if not exists bound ()")
+			return err == nil
+		})
+		if state := pool.primary.session.load(); state.position == 0 {
+			t.Errorf("the write's position: %+v", state)
+		}
+	})
+
 	t.Run("unknown authority", func(t *testing.T) {
 		pool := open("sslmode=verify-full")
 		for name, run := range map[string]func() error{

@@ -484,3 +484,39 @@ func TestBatchTellsPosition(t *testing.T) {
 		})
 	}
 }
+
+// TestTransactionThroughBouncer begins transactions through a PgBouncer in transaction mode, in front of whatever comes
+// first in them.
+func TestTransactionThroughBouncer(t *testing.T) {
+	cluster := ownCluster(t, nil)
+	bouncer := startBouncer(t, cluster, "", map[string]string{"pool_mode": "transaction"})
+	pool := poolIn(t, cluster, "ord", primaryBehind(bouncer), func(c *Config) {
+		c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	})
+	name := table(t, cluster, "id int, v text")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	want := 0
+	for what, first := range map[string]func(tx pgx.Tx, id int) error{
+		"extended": func(tx pgx.Tx, id int) error { _, err := tx.Exec(ctx, insertSQL(name), id); return err },
+		"simple":   func(tx pgx.Tx, id int) error { return execs(ctx, tx, insertText(name, id)) },
+		"several":  func(tx pgx.Tx, id int) error { return execs(ctx, tx, "select 1; "+insertText(name, id)) },
+		"batch": func(tx pgx.Tx, id int) error {
+			return tx.SendBatch(ctx, batchOf(insertText(name, id), "select 1")).Close()
+		},
+	} {
+		for range 3 {
+			want++
+			if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return first(tx, want) }); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			shows(t, ctx, pool, name, want)
+		}
+	}
+	if tx, err := pool.Begin(ctx); err != nil || tx.Commit(ctx) != nil {
+		t.Errorf("an empty transaction: %v", err)
+	}
+	if tx, err := pool.Begin(ctx); err != nil || tx.Rollback(ctx) != nil {
+		t.Errorf("an empty transaction that is rolled back: %v", err)
+	}
+}

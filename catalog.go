@@ -261,12 +261,15 @@ const volatileCallsSQL = `select p.proname, true, p.proname, ` + isForeignSQL + 
 // volatileSQL asks that, which functions are VOLATILE, or named by $2, and not the server's own, as they may share a name
 // with one that this package knows, and what depends on them: other functions (aggregates, and those whose body the
 // server has parsed), and views and tables with policies, through operators and each other too. t.f may be a call of a
-// function f that takes a row, so the name of such a function is treated like that of a table.
+// function f that takes a row, so the name of such a function is treated like that of a table. Sequences, and what reads
+// one, belong to the primary too.
 const volatileSQL = volatileCallsSQL + ` union ` +
 	`(with recursive reaches(classid, objid, function, isforeign) as (` +
 	`select 'pg_catalog.pg_proc'::regclass::oid, p.oid, p.proname, ` + isForeignSQL + ` from pg_catalog.pg_proc p ` +
 	`where (p.oid >= 16384 and p.provolatile = 'v' or p.proname = any($2::name[])) ` +
 	`and p.prorettype <> all('{pg_catalog.trigger,pg_catalog.event_trigger}'::regtype[]) ` +
+	// A sequence is logged ahead, so that its last_value on a standby is too high. A name that ends in _seq needs no catalog.
+	`union all select 'pg_catalog.pg_class'::regclass, c.oid, c.relname, false from pg_catalog.pg_class c where c.relkind = 'S' ` +
 	`union ` +
 	`select o.classid, o.objid, r.function, r.isforeign from reaches r cross join lateral (` +
 	`select d.classid, d.objid from pg_catalog.pg_depend d where d.refclassid = r.classid and d.refobjid = r.objid ` +
@@ -281,7 +284,7 @@ const volatileSQL = volatileCallsSQL + ` union ` +
 	`select p.proname, true, r.function, r.isforeign from reaches r join pg_catalog.pg_proc p on p.oid = r.objid ` +
 	`where r.classid = 'pg_catalog.pg_proc'::regclass ` +
 	`union select c.relname, false, r.function, r.isforeign from reaches r join pg_catalog.pg_class c on c.oid = r.objid ` +
-	`where r.classid = 'pg_catalog.pg_class'::regclass ` +
+	`where r.classid = 'pg_catalog.pg_class'::regclass and not (c.relkind = 'S' and pg_catalog.right(c.relname, 4) = '_seq') ` +
 	`union select p.proname, false, p.proname, ` + isForeignSQL + ` from pg_catalog.pg_proc p ` +
 	`join pg_catalog.pg_type t on t.oid = p.proargtypes[0] ` +
 	`where p.oid >= 16384 and p.provolatile = 'v' and p.pronargs - p.pronargdefaults <= 1 ` +

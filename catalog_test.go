@@ -46,6 +46,9 @@ const volatileSchema = `
 	create policy p on s.pol_w for insert with check (s.log(id) = 1);
 	create function s.op(int, int) returns bool language plpgsql as $$ begin return s.log($1) = 1; end $$;
 	create operator s.### (function = s.op, leftarg = int, rightarg = int);
+	create sequence s.counters;
+	create sequence s.plain_seq;
+	create view s.over_seq as select last_value from s.plain_seq;
 	create view s.op_v as select 1 operator(s.###) 2 as x;
 	create table s.person (id int);
 	insert into s.person values (1);
@@ -112,7 +115,7 @@ func TestCatalogAnswers(t *testing.T) {
 	if !maps.Equal(a.Called, wantCalled) {
 		t.Errorf("calls are %v, want %v", a.Called, wantCalled)
 	}
-	wantWriting := []string{"V 2", "full_name", "op_v", "over_pol", "pol", "v", "v3"}
+	wantWriting := []string{"V 2", "counters", "full_name", "op_v", "over_pol", "over_seq", "pol", "v", "v3"}
 	if got := slices.Sorted(maps.Keys(a.Writing)); !slices.Equal(got, wantWriting) {
 		t.Errorf("writing are %q, want %q", got, wantWriting)
 	}

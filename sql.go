@@ -202,10 +202,13 @@ func runRouted[T any](ctx context.Context, c *sqlConn, rt *route, operation, que
 		// Where many reads fall back, none keeps a connection behind its end that a write may wait for.
 		use.fallback = c
 	}
-	ran := false
+	ran, opens := false, c.session == nil
 	defer func() {
 		if err != nil || !ran {
 			use.end(err)
+		}
+		if !ran && opens && !c.pinned {
+			_ = c.Close() // an argument panicked, and database/sql may have lost this connection by that
 		}
 	}()
 	ctx, use.primary = c.reads.primary.forward(ctx, operation, rt.why)

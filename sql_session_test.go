@@ -289,6 +289,9 @@ func TestSQLPanics(t *testing.T) {
 			"argument of a read": func(ctx context.Context, db *sql.DB) {
 				_, _ = db.QueryContext(ctx, "select $1::text", panickingArgument{})
 			},
+			"argument of a write": func(ctx context.Context, db *sql.DB) {
+				_, _ = db.QueryContext(ctx, "insert into w values ($1) returning id", panickingArgument{})
+			},
 			"argument in a transaction": func(ctx context.Context, db *sql.DB) {
 				tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 				if err != nil {

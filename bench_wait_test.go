@@ -199,3 +199,43 @@ func memoryInUse() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc + m.StackInuse
 }
+
+// BenchmarkReadWhileBusy is the share of reads that a replica serves, each after a write, while goroutines of this process
+// keep its processors busy, so that the watcher's answers come late.
+func BenchmarkReadWhileBusy(b *testing.B) {
+	cluster := sharedCluster(b)
+	ctx := b.Context()
+	for _, busy := range []int{0, 4, 12} {
+		b.Run(fmt.Sprint(busy), func(b *testing.B) {
+			name := table(b, cluster, "id int primary key")
+			pool := poolIn(b, cluster, "ord", unlogged)
+			comesHome(b, ctx, pool)
+			stop, cancel := context.WithCancel(ctx)
+			var all sync.WaitGroup
+			defer all.Wait()
+			defer cancel()
+			for range busy {
+				all.Go(func() {
+					for stop.Err() == nil {
+					}
+				})
+			}
+			const least = 50 // also with -benchtime=1x
+			local, reads := 0, max(b.N, least)
+			for id := range reads {
+				if _, err := pool.Exec(ctx, "insert into "+name+" values ($1)", id); err != nil {
+					b.Fatal(err)
+				}
+				var here bool
+				if err := pool.QueryRow(ctx, readOnlySQL).Scan(&here); err != nil {
+					b.Fatal(err)
+				}
+				if here {
+					local++
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(float64(local)/float64(reads)*100, "local-%")
+		})
+	}
+}

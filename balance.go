@@ -22,7 +22,7 @@ var balances = []Balance{BalanceLocal, BalanceRandom, BalanceRoundRobin}
 
 // replicas is the set that reads are spread over.
 type replicas struct {
-	list    []*replica // never empty; the preferred one first
+	list    []*replica // never empty, and fixed once the pool is made; the preferred one first
 	balance Balance
 	turn    atomic.Uint32
 }

@@ -1,0 +1,213 @@
+package flyregion
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+func (m *randomMachine) held() int {
+	n := m.using
+	for i := range randomSlots {
+		for _, holds := range []bool{
+			m.conns[i] != nil,
+			m.txs[i] != nil && m.txs[i].holds && !m.txs[i].over,
+			m.rows[i] != nil && m.rows[i].holds,
+			m.batches[i] != nil && m.batches[i].holds,
+			m.sqlConns[i] != nil,
+			m.sqlTxs[i] != nil && m.sqlTxs[i].holds && !m.sqlTxs[i].over,
+			m.sqlRows[i] != nil && m.sqlRows[i].holds,
+		} {
+			if holds {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func (m *randomMachine) connAt(p randomPlace) *pgx.Conn {
+	switch p.kind {
+	case onAcquired:
+		if c := m.conns[p.slot]; c != nil {
+			return c.Conn()
+		}
+	case onHijacked:
+		return m.raws[p.slot]
+	case onTx:
+		if tx := m.txs[p.slot]; tx != nil && !tx.over {
+			return tx.inner().Conn()
+		}
+	}
+	return nil
+}
+
+func (m *randomMachine) inBlock(p randomPlace) bool {
+	conn := m.connAt(p)
+	return conn != nil && !conn.IsClosed() && conn.PgConn().TxStatus() != 'I'
+}
+
+func (m *randomMachine) alone(p randomPlace) bool {
+	for i := range randomSlots {
+		at := func(kind randomKind) bool { return p == randomPlace{kind, i} }
+		if m.txs[i] != nil && !m.txs[i].over && !at(onTx) || m.rows[i] != nil || m.batches[i] != nil ||
+			m.sqlTxs[i] != nil && !m.sqlTxs[i].over || m.sqlRows[i] != nil || m.sqlConns[i] != nil ||
+			m.conns[i] != nil && !at(onAcquired) && m.inBlock(randomPlace{onAcquired, i}) ||
+			m.raws[i] != nil && !at(onHijacked) && m.inBlock(randomPlace{onHijacked, i}) {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *randomMachine) openDB() *sql.DB {
+	if m.db == nil {
+		if m.ours != nil {
+			m.db = OpenDB(m.ours)
+		} else {
+			m.db = stdlib.OpenDBFromPool(m.primary)
+		}
+	}
+	return m.db
+}
+
+func (m *randomMachine) closeAll() {
+	for i := range randomSlots {
+		m.closeRows(i)
+		m.closeBatch(i)
+		m.closeSQL(i)
+	}
+	for i := range randomSlots {
+		if tx := m.txs[i]; tx != nil {
+			for j := len(tx.nested) - 1; j >= 0; j-- {
+				m.note("rollback", tx.nested[j].Rollback(m.ctx))
+			}
+			m.txs[i] = nil
+		}
+	}
+	for i := range randomSlots {
+		m.release(i)
+		if c := m.raws[i]; c != nil {
+			m.raws[i] = nil
+			m.note("close", c.Close(m.ctx))
+		}
+	}
+	if m.db != nil {
+		m.note("close", m.db.Close())
+	}
+	m.look("the end")
+}
+
+func (m *randomMachine) closeRows(i int) {
+	if rows := m.rows[i]; rows != nil {
+		m.rows[i] = nil
+		m.endRows(rows)
+	}
+}
+
+func (m *randomMachine) closeBatch(i int) {
+	if batch := m.batches[i]; batch != nil {
+		m.batches[i] = nil
+		m.note("close", batch.Close())
+	}
+}
+
+func (m *randomMachine) closeSQL(i int) {
+	if rows := m.sqlRows[i]; rows != nil {
+		m.sqlRows[i] = nil
+		m.note("close", rows.Close(), rows.Err())
+	}
+	if stmt := m.sqlStmts[i]; stmt != nil {
+		m.sqlStmts[i] = nil
+		m.note("close", stmt.Close())
+	}
+	if tx := m.sqlTxs[i]; tx != nil {
+		m.sqlTxs[i] = nil
+		m.note("rollback", tx.Rollback())
+	}
+	if conn := m.sqlConns[i]; conn != nil {
+		m.sqlConns[i] = nil
+		m.note("close", conn.Close())
+	}
+}
+
+func (m *randomMachine) release(i int) {
+	c := m.conns[i]
+	if c == nil {
+		return
+	}
+	m.conns[i] = nil
+	// What is rolled back now is not to be met by the locks of what comes.
+	waits := m.dirty[i] || c.Conn().IsClosed() || c.Conn().PgConn().IsBusy() || c.Conn().PgConn().TxStatus() != 'I'
+	if m.dirty[i] {
+		_ = c.Conn().Close(m.ctx)
+		m.dirty[i] = false
+	}
+	pid := c.Conn().PgConn().PID()
+	c.Release()
+	if waits {
+		m.gone(pid)
+	}
+}
+
+func (m *randomMachine) owners(p randomPlace, change func(*randomOwned)) {
+	if m.owned == nil {
+		m.owned = map[randomPlace]*randomOwned{}
+	}
+	if m.owned[p] == nil {
+		m.owned[p] = &randomOwned{}
+	}
+	change(m.owned[p])
+}
+
+func (m *randomMachine) forget(p randomPlace) {
+	owned := m.owned[p]
+	if owned == nil {
+		return
+	}
+	delete(m.owned, p)
+	for i := range randomSlots {
+		if owned.rows[i] {
+			m.rows[i] = nil
+		}
+		if owned.batches[i] {
+			m.batches[i] = nil
+		}
+		if owned.txs[i] {
+			m.forget(randomPlace{onTx, i})
+			m.txs[i] = nil
+		}
+	}
+}
+
+func (m *randomMachine) settle(pid uint32) {
+	m.await("a session keeps its transaction", "select not exists (select from pg_stat_activity where pid = $1 and state <> 'idle')", pid)
+}
+
+func (m *randomMachine) canceledAt(p randomPlace) {
+	m.await("a canceled statement runs on", "select not exists (select from pg_stat_activity where state = 'active' and query like '%pg_sleep(60)%' and pid <> pg_backend_pid())")
+	if conn := m.connAt(p); conn != nil && conn.IsClosed() {
+		m.gone(conn.PgConn().PID())
+	}
+}
+
+func (m *randomMachine) landed() {
+	m.await("a statement never ends", "select not exists (select from pg_stat_activity where state = 'active' and backend_type = 'client backend' and pid <> pg_backend_pid())")
+}
+
+func (m *randomMachine) await(what, sql string, args ...any) {
+	for start := time.Now(); time.Since(start) < randomPatience; time.Sleep(time.Millisecond) {
+		var holds bool
+		if err := m.lab.leader.QueryRow(context.Background(), sql, args...).Scan(&holds); err != nil || holds {
+			return
+		}
+	}
+	m.note(what)
+}
+
+func (m *randomMachine) gone(pid uint32) {
+	m.await("a session does not end", "select not exists (select from pg_stat_activity where pid = $1)", pid)
+}

@@ -1,0 +1,213 @@
+package flyregion
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestRandomPrograms runs programs that are made up by chance on plain pgxpool, straight on the primary, and on a Pool
+// in another region whose replica halts and continues all the while. Every operation must give the same on both: values,
+// command tags, errors with their types and texts, panics. As the programs do one thing after the other, that is also the
+// test that no read is stale. When a program is over, all tables must hold the same, no connection may be in use, Close
+// must return and no goroutine may be left. What may differ, and why, is in randomLicenses.
+//
+// It runs for a part of a minute. In the environment,
+//
+//	FLYREGION_RANDOM=10m go test -run TestRandomPrograms -timeout 20m .
+//
+// has it run for as long as one likes. A failure names its program, which FLYREGION_RANDOM_SEED=n repeats, and shows what
+// is left of it when all that the failure does not need is dropped; FLYREGION_RANDOM_SEED=n:3,17 keeps operations 3 and 17.
+func TestRandomPrograms(t *testing.T) {
+	t.Parallel()
+	duration, most, failures := 40*time.Second, 1_000, 1
+	if testing.Short() {
+		duration, most = 5*time.Second, 100
+	}
+	if text := os.Getenv("FLYREGION_RANDOM"); text != "" {
+		var err error
+		if duration, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+		most, failures = 1<<30, 10
+	}
+	deadline := time.Now().Add(duration)
+	if d, ok := t.Deadline(); ok && time.Until(d) < duration+time.Minute {
+		t.Fatalf("-timeout leaves too little time for %v", duration)
+	}
+	lab := newRandomLab(t)
+
+	if text := os.Getenv("FLYREGION_RANDOM_SEED"); text != "" {
+		number, list, chosen := strings.Cut(text, ":")
+		seed, err := strconv.ParseUint(number, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := newRandomProgram(seed)
+		if chosen {
+			var keep []int
+			for field := range strings.SplitSeq(list, ",") {
+				i, err := strconv.Atoi(field)
+				if err != nil {
+					t.Fatal(err)
+				}
+				keep = append(keep, i)
+			}
+			p = p.only(keep)
+		}
+		t.Logf("%s", p)
+		lab.check(p, true)
+		return
+	}
+
+	seed := rand.Uint64() >> 1
+	done := 0
+	for ; done < most && time.Now().Before(deadline) && lab.failures < failures; done++ {
+		lab.check(newRandomProgram(seed+uint64(done)), false)
+	}
+	t.Logf("%d programs of %d operations (%d of them had nothing to work on), the first with FLYREGION_RANDOM_SEED=%d; licensed differences: %v",
+		done, lab.operations, lab.idle, seed, lab.licensed)
+	if lab.sent["replica"] == 0 || lab.sent["primary"] == 0 {
+		t.Errorf("the programs did not use both servers: %v", lab.sent)
+	}
+}
+
+// check runs a program on both pools and fails the test if they differ.
+func (l *randomLab) check(p *randomProgram, verbose bool) {
+	l.t.Helper()
+	difference := l.compare(p, verbose)
+	if difference == "" {
+		return
+	}
+	l.failures++
+	whole := len(p.ops)
+	if !verbose {
+		p, difference = l.shrink(p, difference)
+	}
+	l.t.Errorf("FLYREGION_RANDOM_SEED=%s (%d operations, %d left)\n%s\n%s", p.name(), whole, len(p.ops), p, difference)
+}
+
+// shrink drops operations from a program as long as what is left still fails, in a way that may be another.
+func (l *randomLab) shrink(p *randomProgram, difference string) (*randomProgram, string) {
+	deadline := time.Now().Add(time.Minute)
+	for size := max(1, len(p.ops)/2); ; size /= 2 {
+		for dropped := true; dropped; {
+			dropped = false
+			for from := len(p.ops); from > 0; {
+				from = max(0, from-size)
+				rest := p.without(from, min(from+size, len(p.ops)))
+				if time.Now().After(deadline) {
+					return p, difference + "\n(there was no time to shrink it further)"
+				}
+				if d := l.compare(rest, false); d != "" {
+					p, difference, dropped = rest, d, true
+				}
+			}
+			if size > 1 {
+				break
+			}
+		}
+		if size <= 1 {
+			return p, difference
+		}
+	}
+}
+
+// compare runs a program on both pools and says in what they differ, "" if in nothing.
+func (l *randomLab) compare(p *randomProgram, verbose bool) string {
+	want := l.run(p, nil)
+	got := l.run(p, want.skipped)
+	if verbose {
+		for i, op := range p.ops {
+			l.t.Logf("%d %s\n\tpgxpool:   %s\n\tflyregion: %s", op.index, op.text, strings.Join(want.saw[i], "\n\t           "),
+				strings.Join(got.saw[i], "\n\t           "))
+		}
+	}
+	for i, op := range p.ops {
+		l.operations++
+		if len(want.saw[i]) == 1 && want.saw[i][0] == nothingToDo {
+			l.idle++
+		}
+		if slices.Equal(want.saw[i], got.saw[i]) {
+			continue
+		}
+		if name := licensed(op, want.saw[i], got.saw[i]); name != "" {
+			l.licensed[name]++
+			continue
+		}
+		return fmt.Sprintf("operation %d: %s\n%s", op.index, op.text, difference(want.saw[i], got.saw[i]))
+	}
+	if d := difference(want.end, got.end); d != "" {
+		return "at the end:\n" + d
+	}
+	return ""
+}
+
+// randomLicense is a difference that is as it should be.
+type randomLicense struct {
+	name string
+	why  string
+	// holds says whether the difference is this one.
+	holds func(op *randomOp, want, got []string) bool
+}
+
+// randomLicenses are all that may differ. The README has them too.
+var randomLicenses = []randomLicense{
+	{
+		name: "first use",
+		why: "A text is prepared on each server when it is first used there, so that an error may come from " +
+			"the preparation with one pool (a pgconn.PrepareError, from Query) and from the execution with the other.",
+		holds: func(_ *randomOp, want, got []string) bool {
+			return slices.Equal(withoutPreparing(want), withoutPreparing(got))
+		},
+	},
+	{
+		name: "during recovery",
+		why: "A standby refuses some writes of a read-only transaction in other words (cannot execute COPY during recovery), " +
+			"with the same SQLSTATE 25006.",
+		holds: func(_ *randomOp, want, got []string) bool {
+			return strings.Contains(strings.Join(got, ""), "during recovery") && slices.Equal(withoutWords(want), withoutWords(got))
+		},
+	},
+}
+
+var pgErrorDetails = regexp.MustCompile(`\{Severity:.*Code:(.....) .*Routine:\w*\}`)
+
+var pgErrorWords = regexp.MustCompile(`Code:25006.*`)
+
+// withoutWords drops what is said about a refused write.
+func withoutWords(lines []string) (rest []string) {
+	for _, line := range lines {
+		rest = append(rest, pgErrorWords.ReplaceAllString(line, ""))
+	}
+	return rest
+}
+
+// withoutPreparing drops from what was seen how far a statement had come that failed.
+func withoutPreparing(lines []string) (rest []string) {
+	for _, line := range lines {
+		line = strings.ReplaceAll(line, "*pgconn.PrepareError > ", "")
+		line = pgErrorDetails.ReplaceAllString(line, "$1")
+		if strings.HasPrefix(line, "query ") {
+			continue // the rows have the error as well
+		}
+		rest = append(rest, line)
+	}
+	return rest
+}
+
+// licensed returns the name of the license that a difference has, "" if it has none.
+func licensed(op *randomOp, want, got []string) string {
+	for _, license := range randomLicenses {
+		if license.holds(op, want, got) {
+			return license.name
+		}
+	}
+	return ""
+}

@@ -83,7 +83,7 @@ func newRandomProgram(seed uint64) *randomProgram {
 	p := &randomProgram{
 		seed:        seed,
 		mode:        randomModes[0],
-		maxConns:    []int32{1, 2, 3, 8, 8, 8}[g.IntN(6)],
+		maxConns:    []int32{1, 2, 3, 4, 8, 8, 8, 8}[g.IntN(8)],
 		session:     g.one(4),
 		prepared:    g.one(4),
 		simulate:    g.one(5),
@@ -252,7 +252,6 @@ var randomFaults = []string{
 	"commit in a batch",
 	"refused copy",
 	"error in a batch",
-	"scanned twice",
 	"raw pgconn hijacked",
 	"look between syncs",
 	"refused begin in a pipeline",

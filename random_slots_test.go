@@ -111,7 +111,7 @@ func (m *randomMachine) closeRows(i int) {
 func (m *randomMachine) closeBatch(i int) {
 	if batch := m.batches[i]; batch != nil {
 		m.batches[i] = nil
-		m.note("close", batch.Close())
+		m.guarded("close", func() { m.note("close", batch.Close()) })
 	}
 }
 

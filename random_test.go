@@ -168,6 +168,14 @@ var randomLicenses = []randomLicense{
 		},
 	},
 	{
+		name: "two mistakes",
+		why: "QueryRow has the server's error before Scan is called, and Scan returns it where pgx finds fault with the " +
+			"destinations first.",
+		holds: func(op *randomOp, want, got []string) bool {
+			return strings.Contains(op.text, "driver bytes") && strings.Contains(got[0], "PgError")
+		},
+	},
+	{
 		name: "during recovery",
 		why: "A standby refuses some writes of a read-only transaction in other words (cannot execute COPY during recovery), " +
 			"with the same SQLSTATE 25006.",

@@ -206,8 +206,9 @@ func (r *replicaRow) Scan(dest ...any) error {
 		return pgx.ErrNoRows
 	}
 	if err := (*scannedRow)(r).Scan(dest...); err != nil {
-		return err
+		r.err = err
 	}
+	r.values = nil // a second Scan finds no row
 	return r.err
 }
 

@@ -31,7 +31,8 @@ type replicaTx struct {
 
 // inTx runs a statement of a transaction.
 func inTx[T any](ctx context.Context, tx *replicaTx, sql string, args []any, run func() (T, error)) (result T, err error) {
-	if !tx.takeFirst() {
+	// pgx sends nothing under a context that has ended, and says so in its own words.
+	if ctx.Err() != nil || !tx.takeFirst() {
 		return run()
 	}
 	router := tx.reads.router
@@ -110,7 +111,7 @@ func (tx *replicaTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.
 
 // SendBatch sends a batch. As a transaction's first it moves if the text of one of its statements says so.
 func (tx *replicaTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	if tx.takeFirst() {
+	if ctx.Err() == nil && tx.takeFirst() {
 		for _, q := range b.QueuedQueries {
 			why := tx.reads.router.leavesReplica(q.SQL, q.Arguments)
 			if why == "" {

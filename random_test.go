@@ -162,7 +162,7 @@ var randomLicenses = []randomLicense{
 	{
 		name: "first use",
 		why: "A text is prepared on each server when it is first used there, so that an error may come from " +
-			"the preparation with one pool (a pgconn.PrepareError, from Query) and from the execution with the other.",
+			"the preparation with one pool (a pgconn.PrepareError or a pgx.ErrPreprocessingBatch, from Query) and from the execution with the other.",
 		holds: func(_ *randomOp, want, got []string) bool {
 			return slices.Equal(withoutPreparing(want), withoutPreparing(got))
 		},
@@ -185,6 +185,9 @@ var randomLicenses = []randomLicense{
 	},
 }
 
+var preparing = strings.NewReplacer("*pgconn.PrepareError > ", "", "pgx.ErrPreprocessingBatch > ", "",
+	"error preprocessing batch (prepare): ", "", "error preprocessing batch (describe): ", "")
+
 var pgErrorDetails = regexp.MustCompile(`\{Severity:.*Code:(.....) .*Routine:\w*\}`)
 
 var pgErrorWords = regexp.MustCompile(`Code:25006.*`)
@@ -200,7 +203,7 @@ func withoutWords(lines []string) (rest []string) {
 // withoutPreparing drops from what was seen how far a statement had come that failed.
 func withoutPreparing(lines []string) (rest []string) {
 	for _, line := range lines {
-		line = strings.ReplaceAll(line, "*pgconn.PrepareError > ", "")
+		line = preparing.Replace(line)
 		line = pgErrorDetails.ReplaceAllString(line, "$1")
 		if strings.HasPrefix(line, "query ") {
 			continue // the rows have the error as well

@@ -242,7 +242,10 @@ func (g *randomGenerator) raw() *randomOp {
 			tag, err := pg.CopyFrom(m.ctx, strings.NewReader("copied1\ncopied2\n"), "copy log (what) from stdin")
 			m.note("copied", tag, err)
 		case "frontend":
-			m.note("sync", pg.SyncConn(m.ctx))
+			// What it says of a connection with rows left depends on how they were cut into packets.
+			if !pg.IsBusy() {
+				m.note("sync", pg.SyncConn(m.ctx))
+			}
 		}
 		m.look("after it")
 	}}

@@ -115,7 +115,7 @@ var randomTexts = []randomText{
 	{sql: "call p($1)", args: "n", kind: textWrites},
 	{sql: "call p_commit($1)", args: "n", kind: textWrites},
 	{sql: "explain (analyze, costs off, timing off, summary off) insert into log (what) values ('explained')", columns: 1, kind: textWrites},
-	{sql: "select pg_notify('c', $1)::text", args: "t", columns: 1, kind: textWrites},
+	{sql: "select pg_notify('c', $1)::text", args: "t", columns: 1, kind: textReadsPrimary},
 	{sql: "insert into hasty values ($1)", args: "i", kind: textWrites},
 	{sql: "merge into items t using (values ($1::int, $2::int)) s (id, n) on t.id = s.id when matched then update set n = s.n when not matched then insert values (s.id, s.n)", args: "i n", kind: textWrites},
 	{sql: "update items set n = n + 1", kind: textWide},
@@ -131,7 +131,7 @@ var randomTexts = []randomText{
 
 	{sql: "set app.x = 'session'", kind: textSession},
 	{sql: "select set_config('app.x', $1, false)", args: "t", columns: 1, kind: textSession},
-	{sql: "select current_setting('app.x', true)", columns: 1, kind: textSession},
+	{sql: "select coalesce(current_setting('app.x', true), '')", columns: 1, kind: textSession},
 	{sql: "reset app.x", kind: textSession},
 	{sql: "set synchronous_commit = off", kind: textSession},
 	{sql: "set default_transaction_read_only = on", kind: textSession},

@@ -120,7 +120,8 @@ func (g *randomGenerator) batch() *randomOp {
 			if !p.pools() {
 				m.owners(p, func(o *randomOwned) { o.batches[slot] = true })
 			}
-			m.note("sent")
+			// With the first result the server is through with all of them.
+			m.readBatch(results, "exec", 0, 0)
 			return
 		}
 		m.using = p.needs()

@@ -70,15 +70,9 @@ func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) 
 // attach makes the connections that config is for tell what they write, and checks that their server can be written to,
 // so that a failover never leaves the pool writing to a server that was demoted.
 func (p *primary) attach(config *pgx.ConnConfig) {
-	validate := config.ValidateConnect
 	// An app that made its sessions read-only by default is not to be refused for it.
 	_, readOnly := config.RuntimeParams["default_transaction_read_only"]
-	config.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
-		if validate != nil {
-			if err := validate(ctx, conn); err != nil {
-				return err
-			}
-		}
+	config.ValidateConnect = validateBoth(config.ValidateConnect, func(ctx context.Context, conn *pgconn.PgConn) error {
 		began := time.Now()
 		report, err := askReport(ctx, conn)
 		if err != nil {
@@ -90,7 +84,7 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 		p.measured(time.Since(began))
 		p.identify(&report)
 		return p.attachTo(ctx, conn, report.server, readOnly)
-	}
+	})
 }
 
 // answeredBy takes note that a connection leads to another server than when it was made, as one behind a pooler may. Its log

@@ -323,15 +323,7 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	limitLocks(config.ConnConfig.RuntimeParams, limit)
 
-	validate := config.ConnConfig.ValidateConnect
-	config.ConnConfig.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
-		if validate != nil {
-			if err := validate(ctx, conn); err != nil {
-				return err
-			}
-		}
-		return r.validate(ctx, conn)
-	}
+	config.ConnConfig.ValidateConnect = validateBoth(config.ConnConfig.ValidateConnect, r.validate)
 
 	beforeConnect, dial := config.BeforeConnect, config.ConnConfig.DialFunc
 	r.tracker = newTracker(&p.identity, p.reconnect, func(ctx context.Context) (*pgconn.PgConn, error) {

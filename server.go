@@ -211,6 +211,24 @@ func identityOf(known *identity, r *report) *identity {
 	return &identity{server: r.server, system: r.system, timeline: r.timeline, flushed: r.position, since: clock.Add(1)}
 }
 
+// validateBoth returns a ValidateConnect that calls the app's own, if there is one, and then ours. pgx connects to a server
+// that the app's own does not prefer where there is no other, so ours sees that too.
+func validateBoth(theirs, ours pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
+	if theirs == nil {
+		return ours
+	}
+	return func(ctx context.Context, conn *pgconn.PgConn) error {
+		notPreferred := theirs(ctx, conn)
+		if _, ok := notPreferred.(*pgconn.NotPreferredError); notPreferred != nil && !ok {
+			return notPreferred
+		}
+		if err := ours(ctx, conn); err != nil {
+			return err
+		}
+		return notPreferred
+	}
+}
+
 // oneRow runs a query of this package's own and returns the row of its last statement.
 func oneRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([][]byte, error) {
 	results, err := conn.Exec(ctx, sql).ReadAll()

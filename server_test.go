@@ -92,3 +92,30 @@ func TestOneRow(t *testing.T) {
 		t.Errorf("%q, %v", row, err)
 	}
 }
+
+// TestServerThatIsNotPreferred checks a pool whose servers the app's own ValidateConnect would rather not have, but takes.
+func TestServerThatIsNotPreferred(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int")
+	ctx := t.Context()
+	config := configIn(t, cluster, "nrt")
+	config.SimulateReplica = true // so that a server which is no standby is read from
+	config.ConnConfig.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		return pgconn.ValidateConnectTargetSessionAttrsPreferStandby(ctx, conn)
+	}
+	pool, err := NewPoolWithConfig(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+
+	if !replicaServes(t, ctx, pool) {
+		t.Error("no read runs on the replica's connections")
+	}
+	if _, err := pool.Exec(ctx, "insert into "+name+" values (1)"); err != nil {
+		t.Fatal(err)
+	}
+	if pool.primary.session.load().position == 0 {
+		t.Error("the write did not tell its position")
+	}
+}

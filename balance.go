@@ -24,7 +24,7 @@ var balances = []Balance{BalanceLocal, BalanceRandom, BalanceRoundRobin}
 type replicas struct {
 	list    []*replica // never empty, and fixed once the pool is made; the preferred one first
 	balance Balance
-	turn    atomic.Uint32
+	next    atomic.Uint32
 }
 
 // choose returns the replica that the next read goes to, nil if none can be reached.
@@ -35,7 +35,7 @@ func (rs *replicas) choose() *replica {
 		case BalanceRandom:
 			first = rand.IntN(n)
 		case BalanceRoundRobin:
-			first = int(rs.turn.Add(1)-1) % n
+			first = int(rs.next.Add(1)-1) % n
 		}
 	}
 	for i := range rs.list {

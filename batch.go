@@ -66,7 +66,7 @@ func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.Bat
 		err := results.Close()
 		var preprocessing pgx.ErrPreprocessingBatch
 		_ = errors.As(err, &preprocessing)
-		if why := rd.router.moves(ctx, rt, conn, preprocessing.SQL(), err); why != "" {
+		if why := rd.router.fallbackReason(ctx, rt, conn, preprocessing.SQL(), err); why != "" {
 			rt.toPrimary(why)
 			return nil
 		}
@@ -141,7 +141,7 @@ func (b *replicaBatch) move(err error) (moved bool) {
 	b.stop = err
 	_ = b.BatchResults.Close()
 	b.stop = nil
-	why := b.reads.router.moves(b.ctx, &b.route, b.conn.Conn(), b.queries[b.next-1].SQL, err)
+	why := b.reads.router.fallbackReason(b.ctx, &b.route, b.conn.Conn(), b.queries[b.next-1].SQL, err)
 	if why == "" {
 		b.failed = true
 		return false

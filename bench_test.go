@@ -109,13 +109,13 @@ func BenchmarkRead(b *testing.B) {
 
 	for _, test := range []struct {
 		name string
-		read func(statements) error
+		read func(runner) error
 	}{
-		{"QueryRow", func(db statements) error {
+		{"QueryRow", func(db runner) error {
 			var one int
 			return db.QueryRow(ctx, "select 1").Scan(&one)
 		}},
-		{"Query", func(db statements) error {
+		{"Query", func(db runner) error {
 			rows, err := db.Query(ctx, "select 1")
 			if err != nil {
 				return err
@@ -128,13 +128,13 @@ func BenchmarkRead(b *testing.B) {
 			}
 			return rows.Err()
 		}},
-		{"Exec", func(db statements) error {
+		{"Exec", func(db runner) error {
 			_, err := db.Exec(ctx, "select 1")
 			return err
 		}},
 	} {
 		b.Run(test.name, func(b *testing.B) {
-			times := func(db statements) func(int) error {
+			times := func(db runner) func(int) error {
 				return func(n int) error {
 					for range n {
 						if err := test.read(db); err != nil {
@@ -158,7 +158,7 @@ func BenchmarkWrite(b *testing.B) {
 	if err := cluster.Leader().Exec(ctx, "insert into "+name+" values (1, 0)"); err != nil {
 		b.Fatal(err)
 	}
-	times := func(db statements) func(int) error {
+	times := func(db runner) func(int) error {
 		return func(n int) error {
 			for range n {
 				if _, err := db.Exec(ctx, "update "+name+" set v = v + 1 where id = $1", 1); err != nil {
@@ -237,7 +237,7 @@ func BenchmarkMixed(b *testing.B) {
 	raw := pgxpoolIn(b, cluster, "ord", "nrt", func(c *pgxpool.Config) { c.MaxConns = conns })
 	pool := poolIn(b, cluster, "ord", unlogged, func(c *Config) { c.MaxConns = conns })
 
-	mixed := func(db statements, goroutines int) func(int) error {
+	mixed := func(db runner, goroutines int) func(int) error {
 		return func(n int) error {
 			var wg sync.WaitGroup
 			var turn atomic.Int64
@@ -270,7 +270,7 @@ func BenchmarkMixed(b *testing.B) {
 }
 
 // mixedStatement writes for one in twenty i.
-func mixedStatement(ctx context.Context, db statements, table string, i int) error {
+func mixedStatement(ctx context.Context, db runner, table string, i int) error {
 	if i%20 == 0 {
 		_, err := db.Exec(ctx, "update "+table+" set v = v + 1 where id = $1", i%1000)
 		return err

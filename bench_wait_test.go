@@ -47,7 +47,7 @@ func byPosition(b *testing.B, cluster *pgcluster.Cluster, name, table, position 
 }
 
 // sees reports with an error that the last row of a table is not the expected one.
-func sees(ctx context.Context, db statements, table string, id int) error {
+func sees(ctx context.Context, db runner, table string, id int) error {
 	var last int
 	if err := db.QueryRow(ctx, "select max(id) from "+table).Scan(&last); err != nil {
 		return err

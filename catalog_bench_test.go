@@ -14,7 +14,7 @@ func BenchmarkCatalog(b *testing.B) {
 	pool := poolIn(b, cluster, "ord")
 	ctx := b.Context()
 	const sql = "select s.stable_($1::int)"
-	catalog := pool.router.texts.catalog
+	catalog := pool.router.statements.catalog
 	plain := func() error { return pool.Replica().QueryRow(ctx, sql, 1).Scan(new(int)) }
 	ours := func() error { return pool.QueryRow(ctx, sql, 1).Scan(new(int)) }
 	for _, c := range []struct {

@@ -14,9 +14,9 @@ var errSilent = errors.New("flyregion: the replica does not answer")
 
 const (
 	// guardPeriod is how often connections are looked at while somebody waits on one of them.
-	guardPeriod = 500 * time.Millisecond
-	// patientLooks is how many looks in a row find the same call under way before the replica is asked.
-	patientLooks = 3
+	checkPeriod = 500 * time.Millisecond
+	// stuckChecks is how many looks in a row find the same call under way before the replica is asked.
+	stuckChecks = 3
 )
 
 // guard ends calls on the connections to a replica that has fallen silent. A network that drops packets tells nobody, and
@@ -41,7 +41,7 @@ type guard struct {
 
 func newGuard(answers func(context.Context) bool, background func(func(context.Context)) bool, failed func()) *guard {
 	g := &guard{answers: answers, background: background, failed: failed, conns: map[*guardedConn]struct{}{}}
-	g.timer = time.AfterFunc(time.Hour, g.look)
+	g.timer = time.AfterFunc(time.Hour, g.check)
 	g.timer.Stop()
 	return g
 }
@@ -80,12 +80,12 @@ func (g *guard) arm() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.closed {
-		g.timer.Reset(guardPeriod)
+		g.timer.Reset(checkPeriod)
 	}
 }
 
-// look finds the calls that have been under way for long.
-func (g *guard) look() {
+// check finds the calls that have been under way for long.
+func (g *guard) check() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 
@@ -98,13 +98,13 @@ func (g *guard) look() {
 		calls, under := c.underWay()
 		busy = busy || under
 		if !under || calls != c.seen {
-			c.looks = 0
+			c.checks = 0
 		}
 		c.seen = calls
 		if under {
-			c.looks++
+			c.checks++
 		}
-		if c.looks >= patientLooks {
+		if c.checks >= stuckChecks {
 			stuck = append(stuck, c)
 		}
 	}
@@ -112,14 +112,14 @@ func (g *guard) look() {
 		g.asking = g.background(func(ctx context.Context) { g.ask(ctx, stuck) })
 	}
 	if busy {
-		g.timer.Reset(guardPeriod)
+		g.timer.Reset(checkPeriod)
 		return
 	}
 	g.armed.Store(false)
 	// A call may have begun before that, and have found the guard armed.
 	for c := range g.conns {
 		if _, under := c.underWay(); under && g.armed.CompareAndSwap(false, true) {
-			g.timer.Reset(guardPeriod)
+			g.timer.Reset(checkPeriod)
 			return
 		}
 	}
@@ -141,7 +141,7 @@ func (g *guard) ask(ctx context.Context, stuck []*guardedConn) {
 		switch {
 		case !under || calls != c.seen:
 		case answers:
-			c.looks = 0 // and in another second it is asked again
+			c.checks = 0 // and in another second it is asked again
 		default:
 			c.end()
 			ended = true
@@ -170,8 +170,8 @@ type guardedConn struct {
 	silent        atomic.Bool // the guard has ended it
 
 	// The guard's lock guards the following fields: the calls at its last look, and in how many looks they were the same.
-	seen  callCounts
-	looks int
+	seen   callCounts
+	checks int
 }
 
 // callCounts tells what a connection is doing now from what it does at another time.

@@ -25,7 +25,7 @@ func TestHints(t *testing.T) {
 		refused   = readOnlySQL + " and true is not null"
 		write     = readOnlySQL + " from pg_backend_pid()" // to Classify
 	)
-	pool.router.refused.keep(sqltext.Shape(refused))
+	pool.router.refused.addPermanent(sqltext.Shape(refused))
 	for _, c := range []struct {
 		ctx     context.Context
 		sql     string

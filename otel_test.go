@@ -522,7 +522,7 @@ func TestForwardSpanReasons(t *testing.T) {
 		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), replica: "read"},
 		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), before: func(t *testing.T, p *Pool) {
 			// From the second time on the replica is not asked.
-			p.router.refused.keep(sqltext.Shape("select " + writes + "()"))
+			p.router.refused.addPermanent(sqltext.Shape("select " + writes + "()"))
 		}},
 		{reason: becauseConsumable, operation: "exec", run: func(t *testing.T, p *Pool) error {
 			_, err := p.Exec(t.Context(), "select $1::text", valuer(func() (driver.Value, error) { return "once", nil }))

@@ -71,9 +71,9 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	if p.telemetry, err = newTelemetry(c.Telemetry); err != nil {
 		return err
 	}
-	texts := &texts{catalog: newCatalog(functionsOf(c.Functions))}
-	p.router = &router{texts: texts}
-	p.primary.texts, p.primary.telemetry = texts, p.telemetry
+	texts := &statements{catalog: newCatalog(functionsOf(c.Functions))}
+	p.router = &router{statements: texts}
+	p.primary.statements, p.primary.telemetry = texts, p.telemetry
 	p.primary.fallbacks = make(chan struct{}, max(1, c.MaxConns/2))
 	p.replicas = &replicas{balance: c.Balance}
 	p.reads = &reads{router: p.router, replicas: p.replicas, primary: p.primary, telemetry: p.telemetry}
@@ -87,7 +87,7 @@ func (p *Pool) open(ctx context.Context) (err error) {
 			_ = p.replicas.list[0].tracker.wait(ctx, state, 0, c.MaxReplicaWait)
 		}
 	}
-	texts.watch(primary)
+	texts.observe(primary)
 	traceWrites(primary.ConnConfig, p.primary)
 	if err := p.primary.open(ctx, primary); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Con
 }
 
 func (p *Pool) openReplica(ctx context.Context, region string, config *pgxpool.Config) error {
-	p.router.texts.watch(config)
+	p.router.statements.observe(config)
 	r, err := newReplica(ctx, p.primary, region, config, p.config.MaxReplicaWait)
 	if err != nil {
 		return err
@@ -287,7 +287,7 @@ func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	rep.leave(conn.Conn())
+	rep.handOver(conn.Conn())
 	return conn, nil
 }
 
@@ -362,7 +362,7 @@ func (p *Pool) Close() {
 	}
 	closing.Wait()
 	if p.telemetry != nil {
-		p.router.texts.catalog.close()
+		p.router.statements.catalog.close()
 		p.telemetry.close()
 	}
 }

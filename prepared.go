@@ -9,8 +9,8 @@ import (
 // preparedNames knows the statements that [pgxpool.Config]'s AfterConnect prepares, which exist on every connection to
 // every server: their names stand in place of SQL afterwards, and are routed by the text that they stand for.
 type preparedNames struct {
-	mu    sync.Mutex // for writers
-	texts atomic.Pointer[map[string]string]
+	mu        sync.Mutex // for writers
+	sqlByName atomic.Pointer[map[string]string]
 }
 
 const (
@@ -20,14 +20,14 @@ const (
 	maxPreparedName = 63
 )
 
-// text returns what a name stands for, "" if it means different things on different connections. It reports whether
+// lookup returns what a name stands for, "" if it means different things on different connections. It reports whether
 // anything is known of the name.
-func (n *preparedNames) text(name string) (text string, ok bool) {
-	texts := n.texts.Load()
-	if texts == nil || len(name) > maxPreparedName {
+func (n *preparedNames) lookup(name string) (text string, ok bool) {
+	names := n.sqlByName.Load()
+	if names == nil || len(name) > maxPreparedName {
 		return "", false
 	}
-	text, ok = (*texts)[name]
+	text, ok = (*names)[name]
 	return text, ok
 }
 
@@ -36,8 +36,8 @@ func (n *preparedNames) add(name, text string) {
 	defer n.mu.Unlock()
 
 	old := map[string]string{}
-	if texts := n.texts.Load(); texts != nil {
-		old = *texts
+	if names := n.sqlByName.Load(); names != nil {
+		old = *names
 	}
 	switch known, ok := old[name]; {
 	case ok && known != text:
@@ -47,5 +47,5 @@ func (n *preparedNames) add(name, text string) {
 	}
 	next := maps.Clone(old)
 	next[name] = text
-	n.texts.Store(&next)
+	n.sqlByName.Store(&next)
 }

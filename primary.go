@@ -14,9 +14,9 @@ import (
 
 // primary is the writable server, wherever it is, and what is known of it.
 type primary struct {
-	pool      *pgxpool.Pool
-	texts     *texts
-	telemetry *telemetry // nil where one plain pool does
+	pool       *pgxpool.Pool
+	statements *statements
+	telemetry  *telemetry // nil where one plain pool does
 
 	session Session // what this process has written
 
@@ -57,8 +57,8 @@ func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) 
 	if afterConnect := config.AfterConnect; afterConnect != nil {
 		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 			c := primaryConnOf(conn)
-			c.greeting = true
-			defer func() { c.greeting = false }()
+			c.inAfterConnect = true
+			defer func() { c.inAfterConnect = false }()
 
 			return afterConnect(ctx, conn)
 		}

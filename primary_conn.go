@@ -67,11 +67,11 @@ type primaryAnswer struct {
 // primaryConn is what is known of one connection to the primary. But for what is said otherwise only the connection's user
 // touches it. The callbacks of wire run while the connection is used, or when a statement's answer is given up.
 type primaryConn struct {
-	primary  *primary
-	wire     *piggyback.Conn
-	readOnly bool     // the app made its sessions read-only by default
-	server   serverID // that answered last; wire's callbacks touch it
-	greeting bool     // AfterConnect runs
+	primary        *primary
+	wire           *piggyback.Conn
+	readOnly       bool     // the app made its sessions read-only by default
+	server         serverID // that answered last; wire's callbacks touch it
+	inAfterConnect bool     // AfterConnect runs
 
 	prepared  map[string]string // texts by the names that the app has given them on this connection
 	preparing [2]string         // the name and the text that are being prepared
@@ -157,25 +157,25 @@ func (c *primaryConn) end(s *primaryStatement) {
 	c.current = nil
 }
 
-// giveUp ends what runs on c without its results, when the connection is released.
-func (c *primaryConn) giveUp() {
+// abandon ends what runs on c without its results, when the connection is released.
+func (c *primaryConn) abandon() {
 	c.wire.Abandon()
 	c.current = nil
 	c.wrote, c.async, c.schema, c.sessions = false, false, false, nil
 	c.unannounced.Store(false)
 }
 
-// text returns the text that sql stands for on this connection. It is another if sql is the name of a prepared statement.
-func (c *primaryConn) text(sql string) string {
+// resolve returns the text that sql stands for on this connection. It is another if sql is the name of a prepared statement.
+func (c *primaryConn) resolve(sql string) string {
 	if text, ok := c.prepared[sql]; ok {
 		return text
 	}
-	return c.primary.texts.text(sql)
+	return c.primary.statements.resolve(sql)
 }
 
 // facts returns what is known that no text shows.
 func (c *primaryConn) facts() sqltext.Facts {
-	texts := c.primary.texts
+	texts := c.primary.statements
 	return texts.facts(texts.catalog.answers.Load())
 }
 
@@ -184,8 +184,8 @@ func (c *primaryConn) prepare(name, text string) {
 	if name == text || name == "" {
 		return
 	}
-	if c.greeting {
-		c.primary.texts.prepared.add(name, text)
+	if c.inAfterConnect {
+		c.primary.statements.prepared.add(name, text)
 	}
 	if c.prepared == nil {
 		c.prepared = map[string]string{}
@@ -257,7 +257,7 @@ func (c *primaryConn) committed(q *piggyback.Question) {
 func (c *primaryConn) ranUnannounced() {
 	c.unannounced.Store(true)
 	c.primary.session.wroteUnknown()
-	c.primary.texts.catalog.forget(c.primary.session.load())
+	c.primary.statements.catalog.forget(c.primary.session.load())
 	if s := c.acquired.Load(); s != nil {
 		s.wroteUnknown()
 	}
@@ -271,7 +271,7 @@ func (c *primaryConn) abandoned(*piggyback.Question) {
 	}
 	s.noteUnknown()
 	if s.Schema {
-		c.primary.texts.catalog.forget(c.primary.session.load())
+		c.primary.statements.catalog.forget(c.primary.session.load())
 	}
 }
 

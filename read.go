@@ -23,7 +23,7 @@ type reads struct {
 type replicaRead[C pooledConn] struct {
 	reads   *reads
 	replica *replica
-	from    lender[C]
+	from    connSource[C]
 	conn    C // nil once it was released
 }
 
@@ -39,7 +39,7 @@ func (r *replicaRead[C]) release() {
 // can no longer fail in a way that the primary could mend, or has failed. If the route leads to the primary when onReplica
 // returns, the primary is to run the read, and nothing of it has happened. If not, the error is to be returned. A read
 // that has not failed keeps its connection until it is released.
-func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, from lender[C], sql string, run func(C) (T, error)) (result T, read replicaRead[C], err error) {
+func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, from connSource[C], sql string, run func(C) (T, error)) (result T, read replicaRead[C], err error) {
 	rep, conn, err := acquireReplica(ctx, rd, rt, from)
 	if conn == nil {
 		return result, read, err
@@ -55,7 +55,7 @@ func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, f
 	result, err = run(conn)
 	ran = true
 	if err != nil {
-		if why := rd.router.moves(ctx, rt, conn.Conn(), sql, err); why != "" {
+		if why := rd.router.fallbackReason(ctx, rt, conn.Conn(), sql, err); why != "" {
 			rt.toPrimary(why)
 		}
 		return result, read, err
@@ -66,7 +66,7 @@ func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, f
 
 // acquireReplica returns a connection to a replica that shows what the route's session has written. If no replica can
 // serve, the connection is nil, and either the error is to be returned or the route leads to the primary.
-func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, from lender[C]) (*replica, C, error) {
+func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, from connSource[C]) (*replica, C, error) {
 	state, err := rd.required(ctx, rt)
 	if err != nil || rt.to == targetPrimary {
 		return nil, nil, err
@@ -135,7 +135,7 @@ func (rd *reads) sessionOf(rt *route) *Session {
 
 // acquireFresh returns a connection to a replica that shows what state covers, and waits for that as long as it is worth
 // it. The error is errOutdated if another position has to be asked for first.
-func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from lender[C], state sessionState) (C, error) {
+func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from connSource[C], state sessionState) (C, error) {
 	conn, err := acquireConn(ctx, rep, from)
 	if err != nil {
 		return nil, err
@@ -147,7 +147,7 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 			return nil, err
 		}
 	}
-	if verdict == shown {
+	if verdict == caughtUp {
 		return conn, nil
 	}
 	opened := openedAt(conn.Conn())
@@ -162,7 +162,7 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 }
 
 // await waits until a replica shows what state covers, and returns a connection to it.
-func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from lender[C], state sessionState, opened uint64) (C, error) {
+func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from connSource[C], state sessionState, opened uint64) (C, error) {
 	limit := rd.primary.waitLimit()
 	if rt.target == targetReplica {
 		limit = rd.primary.maxWait
@@ -185,7 +185,7 @@ func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica
 
 // awaitReplay is await without telling anybody. Nobody who waits for the watcher has a connection, so that however many
 // they are, they keep no other from reading.
-func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from lender[C], state sessionState, opened uint64, limit time.Duration) (C, error) {
+func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSource[C], state sessionState, opened uint64, limit time.Duration) (C, error) {
 	began := time.Now()
 	err := rep.tracker.wait(ctx, state, opened, limit)
 	late := errors.Is(err, errNotReplayed)
@@ -194,13 +194,13 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from lender[C]
 	}
 	if late && !rep.hasIdle() {
 		rep.tracker.miss(state)
-		return nil, rep.notAsked(state, opened)
+		return nil, rep.noReportError(state, opened)
 	}
 	conn, err := acquireConn(ctx, rep, from)
 	if err != nil {
 		return nil, err
 	}
-	if !late && rep.verdict(conn.Conn(), state) == shown {
+	if !late && rep.verdict(conn.Conn(), state) == caughtUp {
 		return conn, nil
 	}
 
@@ -208,7 +208,7 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from lender[C]
 	// was late, as this process has much else to do. Asking here costs less than crossing the sea.
 	for {
 		verdict, err := rep.ask(ctx, conn.Conn(), state)
-		if err == nil && verdict == shown {
+		if err == nil && verdict == caughtUp {
 			return conn, nil
 		}
 		waited := time.Since(began)
@@ -245,14 +245,14 @@ func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.
 	limited, cancel := context.WithTimeout(ctx, rd.primary.maxWait)
 	defer cancel()
 
-	answers, err := rd.router.texts.catalog.ask(limited, conn.PgConn(), func(required sessionState) bool {
+	answers, err := rd.router.statements.catalog.ask(limited, conn.PgConn(), func(required sessionState) bool {
 		if !rd.primary.covers(required) {
 			required = rd.primary.session.load()
 		}
-		return rd.primary.covers(required) && rep.verdict(conn, required) == shown
+		return rd.primary.covers(required) && rep.verdict(conn, required) == caughtUp
 	}, func(known *catalogAnswers) (names []string) {
 		for _, sql := range rt.undecided {
-			names = append(names, sqltext.UnknownCalls(sql, rd.router.texts.facts(known))...)
+			names = append(names, sqltext.UnknownCalls(sql, rd.router.statements.facts(known))...)
 		}
 		return names
 	})
@@ -263,7 +263,7 @@ func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.
 		rt.toPrimary(becauseCatalog)
 		return false
 	}
-	facts := rd.router.texts.facts(answers)
+	facts := rd.router.statements.facts(answers)
 	for _, sql := range rt.undecided {
 		s := sqltext.Inspect(sql, facts)
 		switch {

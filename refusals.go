@@ -77,8 +77,8 @@ func (r *refusals) add(h uint64, tried bool) {
 	}
 }
 
-// keep remembers a shape that a replica is not to be tried for again.
-func (r *refusals) keep(h uint64) {
+// addPermanent remembers a shape that a replica is not to be tried for again.
+func (r *refusals) addPermanent(h uint64) {
 	if entry := r.set(h).find(h); entry != nil {
 		entry.retry.Store(neverRetry)
 		return

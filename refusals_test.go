@@ -239,7 +239,7 @@ func TestLearning(t *testing.T) {
 func BenchmarkRefusals(b *testing.B) {
 	var r refusals
 	r.addText("select enqueue($1)")
-	r.keep(sqltext.Shape("select keep($1)"))
+	r.addPermanent(sqltext.Shape("select keep($1)"))
 	for _, sql := range []string{benchmarkShortQuery, "select enqueue($1)", "select keep($1)"} {
 		h := sqltext.Shape(sql)
 		b.Run(sql, func(b *testing.B) {
@@ -303,13 +303,13 @@ func TestRefusalsAreTriedAgain(t *testing.T) {
 	r.remove(h)
 	expect(h, false, false)
 
-	r.keep(kept)
+	r.addPermanent(kept)
 	r.pass()
 	expect(kept, true, false)
 	r.remove(kept)
 	expect(kept, true, false)
 	r.add(h, false)
-	r.keep(h)
+	r.addPermanent(h)
 	r.pass()
 	expect(h, true, false)
 	if n := testing.AllocsPerRun(10, func() { r.refuses(h); r.refuses(kept) }); n != 0 {

@@ -50,15 +50,15 @@ const (
 // one watcher asks, on a connection of its own; while nobody waits nothing runs.
 type tracker struct {
 	trust
-	conns   *puddle.Pool[*pgconn.PgConn] // of size one: the watcher's
-	ctx     context.Context              // ends when the tracker stops
-	stop    context.CancelFunc
-	latest  atomic.Pointer[report] // what a server of the region said last
-	missed  atomic.Pointer[miss]   // nil when nobody has waited in vain lately
-	looking atomic.Bool            // somebody looks whether what was missed is shown
-	looked  atomic.Int64           // when somebody last began to, in nanoseconds since 1970
+	conns     *puddle.Pool[*pgconn.PgConn] // of size one: the watcher's
+	ctx       context.Context              // ends when the tracker stops
+	stop      context.CancelFunc
+	latest    atomic.Pointer[report] // what a server of the region said last
+	missed    atomic.Pointer[miss]   // nil when nobody has waited in vain lately
+	checking  atomic.Bool            // somebody looks whether what was missed is shown
+	checkedAt atomic.Int64           // when somebody last began to, in nanoseconds since 1970
 
-	renewing renewal
+	reconnects reconnectLimiter
 
 	// mu guards the following fields, and that done is not added to once the tracker has stopped.
 	mu       sync.Mutex
@@ -80,35 +80,35 @@ type miss struct {
 	at    time.Time
 }
 
-// renewal has the pool connect to the primary anew when a standby follows a newer one: at once, and then less and less
+// reconnectLimiter has the pool connect to the primary anew when a standby follows a newer one: at once, and then less and less
 // often as long as that finds the same primary.
-type renewal struct {
-	renew func()
+type reconnectLimiter struct {
+	reconnect func()
 
 	// mu guards the following fields.
-	mu    sync.Mutex
-	found *identity // the primary when it was last tried
-	next  time.Time
-	pause time.Duration
+	mu      sync.Mutex
+	primary *identity // the primary when it was last tried
+	next    time.Time
+	pause   time.Duration
 }
 
 const (
-	minRenewPause = time.Second
-	maxRenewPause = time.Minute
+	minReconnectPause = time.Second
+	maxReconnectPause = time.Minute
 )
 
-func (r *renewal) due(primary *identity) bool {
+func (r *reconnectLimiter) allow(primary *identity) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
 	now := time.Now()
 	switch {
-	case r.found != primary:
-		r.found, r.pause = primary, minRenewPause
+	case r.primary != primary:
+		r.primary, r.pause = primary, minReconnectPause
 	case now.Before(r.next):
 		return false
 	default:
-		r.pause = min(2*r.pause, maxRenewPause)
+		r.pause = min(2*r.pause, maxReconnectPause)
 	}
 	r.next = now.Add(r.pause)
 	return true
@@ -117,7 +117,7 @@ func (r *renewal) due(primary *identity) bool {
 // newTracker returns a tracker whose watcher connects with connect, and which calls renew when there is a newer primary
 // than the one that primary holds. It does no I/O.
 func newTracker(primary *atomic.Pointer[identity], renew func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
-	t := &tracker{trust: trust{primary: primary}, renewing: renewal{renew: renew}}
+	t := &tracker{trust: trust{primary: primary}, reconnects: reconnectLimiter{reconnect: renew}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	// puddle refuses nothing but a size below one.
 	t.conns, _ = puddle.NewPool(&puddle.Config[*pgconn.PgConn]{
@@ -151,12 +151,12 @@ type waiter struct {
 // returns errNotReplayed when limit has passed, errOutdated when another position has to be asked for, the error of ctx
 // when that ends, errClosedPool when the pool closes, and the watcher's error when the replica cannot be asked.
 func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, limit time.Duration) error {
-	if done, err := t.known(state, after); done {
+	if done, err := t.checkLatest(state, after); done {
 		return err
 	}
 
 	w := &waiter{state: state, after: after, woken: make(chan error, 1)}
-	if err := t.enter(w); err != nil {
+	if err := t.add(w); err != nil {
 		return err
 	}
 
@@ -166,31 +166,31 @@ func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, li
 	case err := <-w.woken:
 		return err
 	case <-timer.C:
-		t.leave(w)
+		t.remove(w)
 		// An answer may have arrived together with the timer, and on any connection.
 		select {
 		case err := <-w.woken:
 			return err
 		default:
 		}
-		if done, err := t.known(state, after); done {
+		if done, err := t.checkLatest(state, after); done {
 			return err
 		}
 		return errNotReplayed
 	case <-ctx.Done():
-		t.leave(w)
+		t.remove(w)
 		return ctx.Err()
 	}
 }
 
-// known reports whether what is known, of after a given time, is enough to end a wait, and how.
-func (t *tracker) known(state sessionState, after uint64) (done bool, err error) {
+// checkLatest reports whether what is known, of after a given time, is enough to end a wait, and how.
+func (t *tracker) checkLatest(state sessionState, after uint64) (done bool, err error) {
 	o := t.latest.Load()
 	if o == nil || o.asked <= after {
 		return false, nil
 	}
 	switch t.verdict(o, state) {
-	case shown:
+	case caughtUp:
 		return true, nil
 	case outdated:
 		return true, errOutdated
@@ -218,9 +218,9 @@ func (t *tracker) note(o *report) {
 		}
 	}
 	t.measure(o)
-	t.findShown()
-	if t.ahead(o) && t.renewing.due(t.primary.Load()) {
-		t.renewing.renew()
+	t.recheckMiss()
+	if t.followsNewer(o) && t.reconnects.allow(t.primary.Load()) {
+		t.reconnects.reconnect()
 	}
 }
 
@@ -228,18 +228,18 @@ func (t *tracker) note(o *report) {
 func (t *tracker) miss(state sessionState) {
 	t.missed.Store(&miss{state: state, at: time.Now()})
 	// The answer may have come meanwhile.
-	t.findShown()
+	t.recheckMiss()
 }
 
-// findShown forgets what was missed if it is shown.
-func (t *tracker) findShown() {
+// recheckMiss forgets what was missed if it is shown.
+func (t *tracker) recheckMiss() {
 	m, o := t.missed.Load(), t.latest.Load()
-	if m != nil && o != nil && t.verdict(o, m.state) == shown {
+	if m != nil && o != nil && t.verdict(o, m.state) == caughtUp {
 		t.missed.CompareAndSwap(m, nil)
 	}
 }
 
-func (t *tracker) enter(w *waiter) error {
+func (t *tracker) add(w *waiter) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
@@ -268,7 +268,7 @@ func (t *tracker) background(f func(context.Context)) bool {
 	return !t.stopped
 }
 
-func (t *tracker) leave(w *waiter) {
+func (t *tracker) remove(w *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
@@ -345,7 +345,7 @@ func (t *tracker) lowest() (need LSN, anybody bool) {
 		return t.waiters[0].state.position, true
 	}
 	t.watching = false
-	t.rest()
+	t.scheduleDisconnect()
 	return 0, false
 }
 
@@ -391,21 +391,21 @@ func (t *tracker) lagging() bool {
 		t.missed.CompareAndSwap(m, nil)
 		return false
 	}
-	t.look(now)
+	t.checkInBackground(now)
 	return true
 }
 
-// look has somebody ask the replica in the background, unless somebody does already or has just done so.
-func (t *tracker) look(now time.Time) {
-	if now.UnixNano()-t.looked.Load() <= int64(maxPollPause) || !t.looking.CompareAndSwap(false, true) {
+// checkInBackground has somebody ask the replica in the background, unless somebody does already or has just done so.
+func (t *tracker) checkInBackground(now time.Time) {
+	if now.UnixNano()-t.checkedAt.Load() <= int64(maxPollPause) || !t.checking.CompareAndSwap(false, true) {
 		return
 	}
-	t.looked.Store(now.UnixNano())
+	t.checkedAt.Store(now.UnixNano())
 	if !t.background(func(ctx context.Context) {
-		defer t.looking.Store(false)
+		defer t.checking.Store(false)
 		_, _ = t.observe(ctx, 0)
 	}) {
-		t.looking.Store(false)
+		t.checking.Store(false)
 	}
 }
 
@@ -438,12 +438,12 @@ func (t *tracker) use(ctx context.Context, f func(*pgconn.PgConn) error) error {
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.rest()
+	t.scheduleDisconnect()
 	return nil
 }
 
-// rest lets the watcher's connection be closed in a while, unless somebody waits. mu must be held.
-func (t *tracker) rest() {
+// scheduleDisconnect lets the watcher's connection be closed in a while, unless somebody waits. mu must be held.
+func (t *tracker) scheduleDisconnect() {
 	switch {
 	case t.watching || t.stopped:
 	case t.idle == nil:
@@ -472,7 +472,7 @@ func (t *tracker) wake(o *report) (any bool) {
 			v = t.verdict(o, w.state)
 		}
 		switch {
-		case v == shown:
+		case v == caughtUp:
 			w.woken <- nil
 			any = true
 		case v == outdated, primary.server != w.state.origin:

@@ -186,7 +186,7 @@ func TestTrackerWakes(t *testing.T) {
 	}()
 	enter := func(need LSN, after uint64) *waiter {
 		w := &waiter{state: sessionState{position: need, origin: 7}, after: after, woken: make(chan error, 1)}
-		if err := tracker.enter(w); err != nil {
+		if err := tracker.add(w); err != nil {
 			t.Fatal(err)
 		}
 		return w
@@ -201,7 +201,7 @@ func TestTrackerWakes(t *testing.T) {
 	}
 	low, high, late := enter(100, 0), enter(200, 0), enter(50, 10)
 	left := enter(60, 0)
-	tracker.leave(left)
+	tracker.remove(left)
 	see := func(replayed LSN, asked uint64) {
 		r := &report{server: 1, system: 1, timeline: 1, recovering: true, position: replayed, received: replayed, asked: asked}
 		tracker.note(r)

@@ -126,20 +126,20 @@ type pooledConn interface {
 	Conn() *pgx.Conn
 }
 
-// lender takes connections out of a replica's pool in one of the forms, and puts them back.
-type lender[C pooledConn] struct {
+// connSource takes connections out of a replica's pool in one of the forms, and puts them back.
+type connSource[C pooledConn] struct {
 	acquire func(context.Context, *replica) (C, error)
 	release func(*replica, C)
 }
 
-var plainConns = lender[*pgxpool.Conn]{
+var plainConns = connSource[*pgxpool.Conn]{
 	acquire: func(ctx context.Context, r *replica) (*pgxpool.Conn, error) { return r.pool.Acquire(ctx) },
 	release: (*replica).release,
 }
 
 // acquireConn returns a connection. A replica that has none to give within limit counts as unreachable for a while,
 // whether it does not answer or all of its connections are in use.
-func acquireConn[C pooledConn](ctx context.Context, r *replica, from lender[C]) (conn C, err error) {
+func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[C]) (conn C, err error) {
 	now := time.Now()
 	limited := ctx
 	idle := r.used.Add(1) <= r.open.Load()-r.held.Load()
@@ -167,7 +167,7 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from lender[C]) 
 	}
 	c := replicaConnOf(conn.Conn())
 	r.unhold(c)
-	if err := r.tracker.foreign(c.report, r.region); err != nil {
+	if err := r.tracker.checkCluster(c.report, r.region); err != nil {
 		// It was made before the primary was known.
 		_ = conn.Conn().Close(ctx)
 		from.release(r, conn)
@@ -199,8 +199,8 @@ func (r *replica) unhold(c *replicaConn) {
 	}
 }
 
-// leave lets the app have a connection for as long as it likes.
-func (r *replica) leave(conn *pgx.Conn) {
+// handOver lets the app have a connection for as long as it likes.
+func (r *replica) handOver(conn *pgx.Conn) {
 	r.hold(replicaConnOf(conn))
 	r.used.Add(-1)
 }
@@ -231,7 +231,7 @@ func (r *replica) release(conn *pgxpool.Conn) {
 // verdict reports whether a read on conn sees everything that state covers, as far as is known.
 func (r *replica) verdict(conn *pgx.Conn, state sessionState) verdict {
 	if state.position == 0 {
-		return shown
+		return caughtUp
 	}
 	c := replicaConnOf(conn)
 	if c.report.pooled {
@@ -268,9 +268,9 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 // pooled reports whether a connection leads to a pooler.
 func pooled(conn *pgx.Conn) bool { return replicaConnOf(conn).report.pooled }
 
-// notAsked returns the error of a read that has waited in vain and did not ask for itself. What was said before a time does
+// noReportError returns the error of a read that has waited in vain and did not ask for itself. What was said before a time does
 // not count.
-func (r *replica) notAsked(state sessionState, after uint64) error {
+func (r *replica) noReportError(state sessionState, after uint64) error {
 	o := r.tracker.latest.Load()
 	if o == nil || o.asked <= after {
 		return fmt.Errorf("flyregion: the replica in %s did not say in time how far it has replayed", r.region)
@@ -298,7 +298,7 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 		return fmt.Errorf("flyregion: the session on the replica in %s can write, although default_transaction_read_only=on was asked for: "+
 			"a pooler that leads to it has to pass this on", r.region)
 	}
-	if err := r.tracker.foreign(&report, r.region); err != nil {
+	if err := r.tracker.checkCluster(&report, r.region); err != nil {
 		return err
 	}
 	conn.CustomData()[customDataKey] = &replicaConn{report: &report, opened: clock.Add(1)}

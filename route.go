@@ -38,13 +38,13 @@ type route struct {
 	// undecided are texts of which only the database's catalog can tell whether they read.
 	undecided []string
 	// tries says that a replica has refused such a text before, and is tried again.
-	tries bool
+	retry bool
 }
 
 // router decides where statements go. It asks nobody.
 type router struct {
-	texts   *texts
-	refused refusals
+	statements *statements
+	refused    refusals
 }
 
 // toPrimary sends the route to the primary.
@@ -60,9 +60,9 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 		return rt
 	}
 
-	answers := r.texts.catalog.answers.Load()
-	text := r.texts.text(sql)
-	s := sqltext.Inspect(text, r.texts.facts(answers))
+	answers := r.statements.catalog.answers.Load()
+	text := r.statements.resolve(sql)
+	s := sqltext.Inspect(text, r.statements.facts(answers))
 	switch {
 	case s.Hint == sqltext.HintPrimary:
 		rt.toPrimary(becauseAsked)
@@ -88,8 +88,8 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 // routeBatch is route for a batch.
 func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
 	rt := route{intent: intentOf(ctx)}
-	answers := r.texts.catalog.answers.Load()
-	s := r.texts.inspectBatch(b, answers)
+	answers := r.statements.catalog.answers.Load()
+	s := r.statements.inspectBatch(b, answers)
 	switch {
 	case rt.target != targetAny:
 		rt.to, rt.why = rt.target, becauseAsked
@@ -109,7 +109,7 @@ func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
 		}
 		if rt.to == targetReplica && s.Hint != sqltext.HintReplica && !answers.decides(s) {
 			for _, q := range b.QueuedQueries {
-				rt.undecided = append(rt.undecided, r.texts.text(q.SQL))
+				rt.undecided = append(rt.undecided, r.statements.resolve(q.SQL))
 			}
 		}
 	}
@@ -131,7 +131,7 @@ func (r *router) routeTx(ctx context.Context, options pgx.TxOptions) route {
 // leavesReplica says why a statement does not run in a transaction on a replica, "" if it does. Settings, savepoints,
 // cursors and the like are a transaction's own wherever it runs.
 func (r *router) leavesReplica(sql string, args []any) reason {
-	s := r.texts.inspect(sql)
+	s := r.statements.inspect(sql)
 	switch {
 	case s.Hint == sqltext.HintReplica:
 		return ""
@@ -145,13 +145,13 @@ func (r *router) leavesReplica(sql string, args []any) reason {
 	return ""
 }
 
-// moves says why a read that failed on a replica is to run on the primary, "" if it is not. It may run again because the
+// fallbackReason says why a read that failed on a replica is to run on the primary, "" if it is not. It may run again because the
 // first run did nothing: a standby cannot write, nor can any session of a replica's pool. The caller has seen nothing of
 // the first run.
-func (r *router) moves(ctx context.Context, rt *route, conn *pgx.Conn, sql string, err error) reason {
-	why, refused := r.movesFor(sql, err)
+func (r *router) fallbackReason(ctx context.Context, rt *route, conn *pgx.Conn, sql string, err error) reason {
+	why, refused := r.errorReason(sql, err)
 	if refused {
-		r.refused.add(r.texts.shape(sql), rt.tries)
+		r.refused.add(r.statements.shape(sql), rt.retry)
 	}
 	switch {
 	case ctx.Err() != nil || rt.target == targetReplica:
@@ -167,29 +167,29 @@ func (r *router) refuses(rt *route, sql string) bool {
 	if !r.refused.any.Load() {
 		return false
 	}
-	refused, try := r.refused.refuses(r.texts.shape(sql))
-	rt.tries = rt.tries || try
+	refused, try := r.refused.refuses(r.statements.shape(sql))
+	rt.retry = rt.retry || try
 	return refused
 }
 
 // served notes that a replica has run a text on a route.
 func (r *router) served(rt *route, sql string) {
-	if rt.tries && sql != "" {
-		r.refused.remove(r.texts.shape(sql))
+	if rt.retry && sql != "" {
+		r.refused.remove(r.statements.shape(sql))
 	}
 }
 
-// remember has the next run of a text begin on the primary if a replica refused it behind its first row. The replica is
+// rememberRefusal has the next run of a text begin on the primary if a replica refused it behind its first row. The replica is
 // not tried again, as the caller got the error.
-func (r *router) remember(sql string, err error) {
-	if _, refused := r.movesFor(sql, err); refused {
-		r.refused.keep(r.texts.shape(sql))
+func (r *router) rememberRefusal(sql string, err error) {
+	if _, refused := r.errorReason(sql, err); refused {
+		r.refused.addPermanent(r.statements.shape(sql))
 	}
 }
 
-// movesFor says why the primary would run what failed on a replica with err, "" if it would not, and whether that is
+// errorReason says why the primary would run what failed on a replica with err, "" if it would not, and whether that is
 // because the text is a write after all.
-func (r *router) movesFor(sql string, err error) (why reason, refused bool) {
+func (r *router) errorReason(sql string, err error) (why reason, refused bool) {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
 		return "", false
@@ -208,7 +208,7 @@ func (r *router) movesFor(sql string, err error) (why reason, refused bool) {
 	case "55P03": // a lock that replay holds was not released within lock_timeout
 		return becauseConflict, false
 	case "42883": // a function that is not there yet
-		r.texts.catalog.forgetCalls(r.texts.text(sql))
+		r.statements.catalog.forgetCalls(r.statements.resolve(sql))
 		return becauseMissing, false
 	case "42P01", "42703", "42704", "3F000": // a table, column, type, schema that is not there yet
 		return becauseMissing, false
@@ -217,7 +217,7 @@ func (r *router) movesFor(sql string, err error) (why reason, refused bool) {
 			return becauseMissing, false
 		}
 	case "42601": // a name that AfterConnect prepared, but not on this server, is no SQL
-		if _, prepared := r.texts.prepared.text(sql); prepared {
+		if _, prepared := r.statements.prepared.lookup(sql); prepared {
 			return becauseMissing, false
 		}
 	case "58P01", "58030", // a file or a library is missing, or cannot be read

@@ -23,9 +23,9 @@ func BenchmarkRoute(b *testing.B) {
 	}{
 		{"new", func(*Pool) {}},
 		{"with functions", func(p *Pool) {
-			p.router.texts.catalog = newCatalog(functionsOf(map[string]Access{"enqueue": Write}))
+			p.router.statements.catalog = newCatalog(functionsOf(map[string]Access{"enqueue": Write}))
 		}},
-		{"after a refusal", func(p *Pool) { p.router.refused.keep(sqltext.Shape("select enqueue($1)")) }},
+		{"after a refusal", func(p *Pool) { p.router.refused.addPermanent(sqltext.Shape("select enqueue($1)")) }},
 	} {
 		c.prepare(pool)
 		b.Run(c.name, func(b *testing.B) {

@@ -133,7 +133,7 @@ func (rows *replicaRows) end() {
 	}
 	rows.ended = true
 	if err := rows.Rows.Err(); err != nil {
-		rows.reads.router.remember(rows.sql, err)
+		rows.reads.router.rememberRefusal(rows.sql, err)
 		if rows.batch != nil {
 			rows.batch.failed = true
 		}

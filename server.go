@@ -58,7 +58,7 @@ const (
 		`(select system_identifier from pg_catalog.pg_control_system())`
 
 	// modestReportSQL is for a role that may not call the functions of reportSQL.
-	modestReportSQL = reportStart +
+	unprivilegedReportSQL = reportStart +
 		`case when pg_catalog.pg_is_in_recovery() then 0 else ` + primaryTimeline + ` end, 0`
 
 	reportStart = `select (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
@@ -78,7 +78,7 @@ const (
 func askReport(ctx context.Context, conn *pgconn.PgConn) (report, error) {
 	r, err := ask(ctx, conn, reportSQL)
 	if err != nil && isRefused(err) {
-		return ask(ctx, conn, modestReportSQL)
+		return ask(ctx, conn, unprivilegedReportSQL)
 	}
 	return r, err
 }
@@ -113,7 +113,7 @@ const preparedReport = "flyregion_report"
 func prepareReport(ctx context.Context, conn *pgconn.PgConn, r *report) error {
 	sql := reportSQL
 	if r.system == 0 {
-		sql = modestReportSQL
+		sql = unprivilegedReportSQL
 	}
 	_, err := conn.Prepare(ctx, preparedReport, sql, nil)
 	return err

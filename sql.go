@@ -63,7 +63,7 @@ func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		rep.leave(conn.Conn())
+		rep.handOver(conn.Conn())
 		return conn, nil
 	}
 	return &sqlConn{router: c.router, reads: c.reads}, ctx.Err()
@@ -127,16 +127,16 @@ func (c *sqlConn) primary(ctx context.Context) (*stdlib.Conn, error) {
 func (c *sqlConn) route(ctx context.Context, query string, args []driver.NamedValue) route {
 	rt := c.router.route(ctx, query, valuesOf(args))
 	if rt.to == targetPrimary {
-		s := c.router.texts.inspect(query)
+		s := c.router.statements.inspect(query)
 		c.pinned = c.pinned || s.LeavesState
 		c.shared = c.shared || s.Settings || s.Temporary
 	}
-	c.stay(&rt)
+	c.keepOnPrimary(&rt)
 	return rt
 }
 
-// stay keeps a read on the primary if its session is there.
-func (c *sqlConn) stay(rt *route) {
+// keepOnPrimary keeps a read on the primary if its session is there.
+func (c *sqlConn) keepOnPrimary(rt *route) {
 	inBlock := c.session != nil && c.session.Conn().PgConn().TxStatus() != 'I'
 	if rt.target == targetAny && rt.to == targetReplica && (c.pinned || inBlock) {
 		rt.toPrimary(becauseTransaction)
@@ -152,7 +152,7 @@ func valuesOf(args []driver.NamedValue) []any {
 }
 
 // sqlConns lends connections to replicas as stdlib wraps them.
-var sqlConns = lender[*stdlib.Conn]{
+var sqlConns = connSource[*stdlib.Conn]{
 	acquire: func(ctx context.Context, r *replica) (*stdlib.Conn, error) {
 		conn, err := r.db.Connect(ctx)
 		if err != nil {
@@ -196,7 +196,7 @@ func runRouted[T any](ctx context.Context, c *sqlConn, rt *route, operation, que
 	}
 
 	switch {
-	case rt.why == becauseRefused || rt.why == becauseWrite && c.router.texts.inspect(query).LeavesState:
+	case rt.why == becauseRefused || rt.why == becauseWrite && c.router.statements.inspect(query).LeavesState:
 		c.pinned = true // nobody knows what it does
 	case (rt.why == becauseLag || rt.why == becauseUnreachable) && c.session == nil && (operation == "query" || operation == "exec"):
 		// Where many reads fall back, none keeps a connection behind its end that a write may wait for.
@@ -267,7 +267,7 @@ type sqlRows struct {
 // failed notes an error behind the first row.
 func (r *sqlRows) failed(err error) {
 	if err != nil && r.replicaOf != nil {
-		r.replicaOf.remember(r.query, err)
+		r.replicaOf.rememberRefusal(r.query, err)
 	}
 }
 
@@ -293,7 +293,7 @@ func (c *sqlConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver
 		in.IsoLevel = pgx.Serializable
 	}
 	rt := c.router.routeTx(ctx, in)
-	c.stay(&rt)
+	c.keepOnPrimary(&rt)
 	tx := &sqlTx{conn: c, ctx: ctx, options: options}
 	if err := tx.begin(&rt); err != nil {
 		return nil, err
@@ -347,7 +347,7 @@ func runInTx[T any](ctx context.Context, tx *sqlTx, query string, args []driver.
 		if result, err = run(ctx, tx.on); err == nil || consumable(values) {
 			return result, err
 		}
-		if why = router.moves(ctx, &tx.route, tx.on.Conn(), query, err); why == "" {
+		if why = router.fallbackReason(ctx, &tx.route, tx.on.Conn(), query, err); why == "" {
 			return result, err
 		}
 	}

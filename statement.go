@@ -55,8 +55,8 @@ func functionsOf(functions map[string]Access) map[string]sqltext.Access {
 	return said
 }
 
-// texts knows what the app's statements do, from their texts.
-type texts struct {
+// statements knows what the app's statements do, from their texts.
+type statements struct {
 	catalog  *catalog
 	prepared preparedNames
 
@@ -66,22 +66,22 @@ type texts struct {
 }
 
 // inspect looks at a text, or at the one that the name of a prepared statement stands for.
-func (t *texts) inspect(sql string) sqltext.Statement {
-	return sqltext.Inspect(t.text(sql), t.facts(t.catalog.answers.Load()))
+func (t *statements) inspect(sql string) sqltext.Statement {
+	return sqltext.Inspect(t.resolve(sql), t.facts(t.catalog.answers.Load()))
 }
 
-// text returns the text that sql stands for. It is another if sql is the name of a prepared statement, and empty if that
+// resolve returns the text that sql stands for. It is another if sql is the name of a prepared statement, and empty if that
 // means different things on different connections.
-func (t *texts) text(sql string) string {
-	if text, ok := t.prepared.text(sql); ok {
+func (t *statements) resolve(sql string) string {
+	if text, ok := t.prepared.lookup(sql); ok {
 		return text
 	}
 	return sql
 }
 
 // shape returns the shape of the text that sql stands for. A name that stands for several texts has one of its own.
-func (t *texts) shape(sql string) uint64 {
-	text := t.text(sql)
+func (t *statements) shape(sql string) uint64 {
+	text := t.resolve(sql)
 	if text == "" {
 		return maphash.String(nameSeed, sql)
 	}
@@ -91,15 +91,15 @@ func (t *texts) shape(sql string) uint64 {
 var nameSeed = maphash.MakeSeed()
 
 // facts returns what the config, the catalog and the connections say that a text does not show.
-func (t *texts) facts(answers *catalogAnswers) sqltext.Facts {
+func (t *statements) facts(answers *catalogAnswers) sqltext.Facts {
 	facts := answers.Facts
 	facts.StandardStrings = t.plain.Load() && !t.notPlain.Load()
 	facts.UTF8 = t.utf8.Load() && !t.notUTF8.Load()
 	return facts
 }
 
-// watch has each new connection of a pool tell how its session reads a text.
-func (t *texts) watch(config *pgxpool.Config) {
+// observe has each new connection of a pool tell how its session reads a text.
+func (t *statements) observe(config *pgxpool.Config) {
 	afterConnect := config.AfterConnect
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		if afterConnect != nil {
@@ -109,9 +109,9 @@ func (t *texts) watch(config *pgxpool.Config) {
 		}
 		note := func(parameter, want string, is, isNot *atomic.Bool) {
 			if conn.PgConn().ParameterStatus(parameter) == want {
-				setOnce(is)
+				setTrue(is)
 			} else {
-				setOnce(isNot)
+				setTrue(isNot)
 			}
 		}
 		note("standard_conforming_strings", "on", &t.plain, &t.notPlain)
@@ -120,16 +120,16 @@ func (t *texts) watch(config *pgxpool.Config) {
 	}
 }
 
-// setOnce sets b, without a write to memory if it is set.
-func setOnce(b *atomic.Bool) {
+// setTrue sets b, without a write to memory if it is set.
+func setTrue(b *atomic.Bool) {
 	if !b.Load() {
 		b.Store(true)
 	}
 }
 
 // inspectBatch is inspect for the texts of a batch as if they were one.
-func (t *texts) inspectBatch(b *pgx.Batch, answers *catalogAnswers) sqltext.Statement {
-	return inspectBatch(b, t.text, t.facts(answers))
+func (t *statements) inspectBatch(b *pgx.Batch, answers *catalogAnswers) sqltext.Statement {
+	return inspectBatch(b, t.resolve, t.facts(answers))
 }
 
 // inspectBatch looks at a batch. text returns the text that one in it stands for.

@@ -47,7 +47,7 @@ func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 	if c == nil {
 		return ctx
 	}
-	s := sqltext.Inspect(c.text(data.SQL), c.facts())
+	s := sqltext.Inspect(c.resolve(data.SQL), c.facts())
 	if rewritten(data.Args) {
 		s.Access = sqltext.Write
 	}
@@ -65,7 +65,7 @@ func (t *Tracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 	if c == nil {
 		return ctx
 	}
-	return t.start(ctx, conn, inspectBatch(data.Batch, c.text, c.facts()), false)
+	return t.start(ctx, conn, inspectBatch(data.Batch, c.resolve, c.facts()), false)
 }
 
 // TraceBatchQuery is called by pgx for each result of a batch.
@@ -119,7 +119,7 @@ func (t *Tracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, data pgxp
 // TraceRelease is called by pgxpool when a connection is about to be released.
 func (t *Tracer) TraceRelease(_ *pgxpool.Pool, data pgxpool.TraceReleaseData) {
 	if c := t.connOf(data.Conn); c != nil {
-		c.giveUp()
+		c.abandon()
 	}
 }
 
@@ -202,7 +202,7 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	unannounced := c.unannounced.Swap(false)
 	if c.schema = c.schema || s.Schema || unannounced; c.schema {
 		// Also in the middle of a transaction, as the text may have ended another before.
-		defer func() { t.primary.texts.catalog.forget(t.primary.session.load()) }()
+		defer func() { t.primary.statements.catalog.forget(t.primary.session.load()) }()
 	}
 
 	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {

@@ -41,7 +41,7 @@ func inTx[T any](ctx context.Context, tx *replicaTx, sql string, args []any, run
 		if result, err = run(); err == nil || consumable(args) {
 			return result, err
 		}
-		if why = router.moves(ctx, &tx.route, tx.Tx.Conn(), sql, err); why == "" {
+		if why = router.fallbackReason(ctx, &tx.route, tx.Tx.Conn(), sql, err); why == "" {
 			return result, err
 		}
 	}

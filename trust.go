@@ -34,7 +34,7 @@ const (
 	// behind is the answer of a server that does not show it yet, or is not trusted yet.
 	behind verdict = iota
 	// shown is that of a server which does.
-	shown
+	caughtUp
 	// outdated says that the server can only be trusted with a later position than the session's: one that is asked for
 	// now will do.
 	outdated
@@ -59,7 +59,7 @@ const maxStandbys = 16
 // verdict reports whether a server that says r shows what state covers.
 func (t *trust) verdict(r *report, state sessionState) verdict {
 	if state.position == 0 {
-		return shown
+		return caughtUp
 	}
 	primary := t.primary.Load()
 	if primary == nil || primary.server != state.origin {
@@ -68,7 +68,7 @@ func (t *trust) verdict(r *report, state sessionState) verdict {
 	if !r.recovering {
 		// It is no standby. If it is not the primary either, somebody promoted it, and nothing is sure.
 		if r.server == primary.server {
-			return shown
+			return caughtUp
 		}
 		return behind
 	}
@@ -83,7 +83,7 @@ func (t *trust) verdict(r *report, state sessionState) verdict {
 	case !known:
 		return behind
 	case need >= end || r.position > end:
-		return shown
+		return caughtUp
 	}
 	return outdated
 }
@@ -132,14 +132,14 @@ func (t *trust) endOf(r *report, primary *identity) (end LSN, known bool) {
 	}
 }
 
-// ahead reports whether a standby follows a newer primary than the one that is known.
-func (t *trust) ahead(r *report) bool {
+// followsNewer reports whether a standby follows a newer primary than the one that is known.
+func (t *trust) followsNewer(r *report) bool {
 	primary := t.primary.Load()
 	return primary != nil && r.recovering && r.system == primary.system && r.timeline > primary.timeline
 }
 
-// foreign returns an error if a server belongs to another cluster than the primary.
-func (t *trust) foreign(r *report, region string) error {
+// checkCluster returns an error if a server belongs to another cluster than the primary.
+func (t *trust) checkCluster(r *report, region string) error {
 	primary := t.primary.Load()
 	if primary == nil || r.system == 0 || primary.system == 0 || r.system == primary.system {
 		return nil

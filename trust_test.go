@@ -105,8 +105,8 @@ func positionOf(t testing.TB, s *pgcluster.Server, function string) (position in
 	return position
 }
 
-// caughtUp waits until a standby has replayed all that another server has.
-func caughtUp(t testing.TB, standby, source *pgcluster.Server) {
+// waitCaughtUp waits until a standby has replayed all that another server has.
+func waitCaughtUp(t testing.TB, standby, source *pgcluster.Server) {
 	t.Helper()
 	flushed := positionOf(t, source, "pg_current_wal_flush_lsn")
 	eventually(t, "the standby catches up", func() bool { return positionOf(t, standby, "pg_last_wal_replay_lsn") >= flushed })
@@ -163,12 +163,12 @@ func TestStandbyOfDemotedPrimary(t *testing.T) {
 	for range 10 {
 		fill(t, nrt)
 	}
-	caughtUp(t, syd, nrt)
+	waitCaughtUp(t, syd, nrt)
 	for _, role := range []string{"app", "watcher"} {
 		pools[role+", new pool"] = poolIn(t, cluster, "syd", impatient, as(role))
 	}
 	for what, pool := range pools {
-		neverStale(t, what, pool, name, func() { fill(t, nrt); caughtUp(t, syd, nrt) })
+		neverStale(t, what, pool, name, func() { fill(t, nrt); waitCaughtUp(t, syd, nrt) })
 	}
 
 	// It follows the new primary. Who may read what it receives sees that, the others when its control file says so.
@@ -518,7 +518,7 @@ func TestFailoverBehindBouncer(t *testing.T) {
 	for range 20 {
 		fill(t, nrt)
 	}
-	caughtUp(t, syd, nrt)
+	waitCaughtUp(t, syd, nrt)
 	connections := pool.Primary().Stat().NewConnsCount()
 	noError(t, nrt.Kill())
 	cluster.Replication("ord").Restore()

@@ -265,7 +265,7 @@ func TestSchemaChangesOfOthersAreSeen(t *testing.T) {
 		t.Errorf("%d rows", n)
 	}
 	other("create or replace function s.stable_(int) returns int volatile language sql as 'select s.log($1)'")
-	pool.router.texts.catalog.expire()
+	pool.router.statements.catalog.expire()
 	if n := call("select s.stable_(1)"); n != 1 {
 		t.Errorf("%d rows were written by a function that has changed", n)
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/tracelog"
 )
 
-// statements is what a pgxpool.Pool and a Pool have in common.
-type statements interface {
+// runner is what a pgxpool.Pool and a Pool have in common.
+type runner interface {
 	Acquire(context.Context) (*pgxpool.Conn, error)
 	AcquireFunc(context.Context, func(*pgxpool.Conn) error) error
 	Begin(context.Context) (pgx.Tx, error)
@@ -30,10 +30,10 @@ type statements interface {
 	Close()
 }
 
-var _, _ statements = (*pgxpool.Pool)(nil), (*Pool)(nil)
+var _, _ runner = (*pgxpool.Pool)(nil), (*Pool)(nil)
 
 // everyCall makes each of a pool's calls at least once.
-func everyCall(t *testing.T, db statements, name string) {
+func everyCall(t *testing.T, db runner, name string) {
 	t.Helper()
 	ctx := t.Context()
 	must := func(err error) {
@@ -112,7 +112,7 @@ type sentTo struct {
 
 // onTheWire makes a pool's calls and returns what came of it. The name of the application must be the pool's own, and as
 // long as that of any pool that it is compared with.
-func onTheWire(t *testing.T, cluster *pgcluster.Cluster, application, name string, open func() statements) sentTo {
+func onTheWire(t *testing.T, cluster *pgcluster.Cluster, application, name string, open func() runner) sentTo {
 	t.Helper()
 	link := cluster.Link("nrt", "nrt")
 	bytes, _ := link.Bytes()
@@ -139,7 +139,7 @@ func TestOneRegionIsPlainPgxpool(t *testing.T) {
 	application := func() string { return fmt.Sprintf("zero_%09d", clock.Add(1)) }
 
 	rawName := application()
-	raw := onTheWire(t, cluster, rawName, name, func() statements {
+	raw := onTheWire(t, cluster, rawName, name, func() runner {
 		config, err := pgxpool.ParseConfig(connString(rawName))
 		if err != nil {
 			t.Fatal(err)
@@ -155,8 +155,8 @@ func TestOneRegionIsPlainPgxpool(t *testing.T) {
 	if len(raw.log) < 20 || raw.bytes == 0 {
 		t.Fatalf("of raw pgxpool %d lines and %d bytes were seen", len(raw.log), raw.bytes)
 	}
-	open := func(own string, check func(*Pool)) func() statements {
-		return func() statements {
+	open := func(own string, check func(*Pool)) func() runner {
+		return func() runner {
 			config, err := ParseConfig(connString(own))
 			if err != nil {
 				t.Fatal(err)

@@ -58,8 +58,8 @@ var plainBegins = func() map[string][]byte {
 	return texts
 }()
 
-// begunAnswer is what pgx reads for a BEGIN that the server has not answered yet.
-var begunAnswer = append(message('C', []byte("BEGIN\x00")), message('Z', []byte("T"))...)
+// beginReply is what pgx reads for a BEGIN that the server has not answered yet.
+var beginReply = append(message('C', []byte("BEGIN\x00")), message('Z', []byte("T"))...)
 
 var rollback = string(Query("rollback"))
 
@@ -138,7 +138,7 @@ func (c *Conn) guardAnswered(s *segment, m []byte) {
 			c.begun = notBegun
 		}
 	case 'E':
-		s.guard, s.unbegun = 0, true
+		s.guard, s.guardFailed = 0, true
 		if c.refusal == nil || isFatal(m[5:]) {
 			c.unread.Write(m)
 		} else {
@@ -153,7 +153,7 @@ func (c *Conn) guardAnswered(s *segment, m []byte) {
 
 // begunEnded takes the end of a segment that may have been skipped behind the guard. It returns the status for pgx.
 func (c *Conn) begunEnded(s *segment, status byte) byte {
-	if s.unbegun {
+	if s.guardFailed {
 		c.begun = notBegun
 		if status == 'I' {
 			c.begun = refused

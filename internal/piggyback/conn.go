@@ -58,11 +58,11 @@ type segment struct {
 	ended     bool      // its last message has left
 	simple    bool      // that is a simple query or a function call
 
-	executes int  // commands of the extended protocol that are still to be completed
-	guard    int  // commands of the guard in front of it that are still to be completed
-	unbegun  bool // the guard has failed
-	inside   bool // its question's Inside is in it
-	probing  bool // ... and is answered next
+	executes    int  // commands of the extended protocol that are still to be completed
+	guard       int  // commands of the guard in front of it that are still to be completed
+	guardFailed bool // the guard has failed
+	inside      bool // its question's Inside is in it
+	insideNext  bool // ... and is answered next
 
 	late  bool // of a question: what waited for its answer was let through
 	fence string
@@ -75,21 +75,21 @@ type Conn struct {
 	net.Conn
 	on Events
 
-	mu      sync.Mutex
-	current *Question // announced and not concluded
-	armed   bool      // it is still to be asked
-	begins  bool      // its statement is a BEGIN
-	begun   begun
-	refusal []byte    // the server's answer to the BEGIN, if it is an error that pgx has not read
-	pending []segment // what is to be answered, the oldest first; the last one may not have ended
-	fences  int
-	blind   bool // what comes is not PostgreSQL's protocol
+	mu          sync.Mutex
+	current     *Question // announced and not concluded
+	toAsk       bool      // it is still to be asked
+	begins      bool      // its statement is a BEGIN
+	begun       begun
+	refusal     []byte    // the server's answer to the BEGIN, if it is an error that pgx has not read
+	pending     []segment // what is to be answered, the oldest first; the last one may not have ended
+	fences      int
+	passThrough bool // what comes is not PostgreSQL's protocol
 
-	beginSaid atomic.Bool // pgx is to read that a transaction was begun
+	beginReplyDue atomic.Bool // pgx is to read that a transaction was begun
 
-	deadlineMu sync.Mutex
-	theirs     time.Time // read deadline that pgx has set
-	limit      time.Time // ... and that of waiting for an answer
+	deadlineMu     sync.Mutex
+	pgxDeadline    time.Time // read deadline that pgx has set
+	answerDeadline time.Time // ... and that of waiting for an answer
 
 	writer
 	reader
@@ -107,7 +107,7 @@ func (c *Conn) Announce(q *Question, begins bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.current, c.begins = q, begins
-	c.armed = q.Inside != nil || q.Behind != nil
+	c.toAsk = q.Inside != nil || q.Behind != nil
 }
 
 // Conclude ends what Announce began, if q is what runs now. The question is its caller's again.
@@ -117,7 +117,7 @@ func (c *Conn) Conclude(q *Question) {
 	if c.current != q {
 		return
 	}
-	c.current, c.armed, c.begins = nil, false, false
+	c.current, c.toAsk, c.begins = nil, false, false
 	for i := range c.pending {
 		if s := &c.pending[i]; s.statement == q && s.kind == ofApp {
 			// pgx gave up before the end, which it will not read.
@@ -141,7 +141,7 @@ func (c *Conn) Abandon() {
 		c.on.Unannounced()
 	}
 	if q := c.current; q != nil {
-		c.current, c.armed, c.begins = nil, false, false
+		c.current, c.toAsk, c.begins = nil, false, false
 		if q.Ran {
 			c.on.Abandoned(q)
 		}
@@ -188,24 +188,24 @@ func (c *Conn) SetDeadline(t time.Time) error {
 func (c *Conn) SetReadDeadline(t time.Time) error {
 	c.deadlineMu.Lock()
 	defer c.deadlineMu.Unlock()
-	c.theirs = t
-	return c.Conn.SetReadDeadline(earlier(t, c.limit))
+	c.pgxDeadline = t
+	return c.Conn.SetReadDeadline(earlier(t, c.answerDeadline))
 }
 
 // limitReading bounds reads until t, or no longer if t is zero, beside the deadline that pgx has set.
 func (c *Conn) limitReading(t time.Time) {
 	c.deadlineMu.Lock()
 	defer c.deadlineMu.Unlock()
-	c.limit = t
+	c.answerDeadline = t
 	// What cannot be bounded is not.
-	_ = c.Conn.SetReadDeadline(earlier(c.theirs, t))
+	_ = c.Conn.SetReadDeadline(earlier(c.pgxDeadline, t))
 }
 
 // timedOut reports whether the deadline that pgx has set has passed.
 func (c *Conn) timedOut() bool {
 	c.deadlineMu.Lock()
 	defer c.deadlineMu.Unlock()
-	return !c.theirs.IsZero() && !time.Now().Before(c.theirs)
+	return !c.pgxDeadline.IsZero() && !time.Now().Before(c.pgxDeadline)
 }
 
 // earlier returns the earlier one of two deadlines, of which zero is none.

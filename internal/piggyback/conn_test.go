@@ -199,7 +199,7 @@ func sense(t *testing.T, data, sizes []byte, size int) {
 			if _, err := c.Write(Query("begin read only")); err != nil {
 				t.Fatal(err)
 			}
-			want = append(want, begunAnswer...)
+			want = append(want, beginReply...)
 			c.Conclude(q)
 			drop(bound)
 			aside()
@@ -468,7 +468,7 @@ func TestRefused(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "57014") {
 				t.Errorf("%s: the next segment: %v", what, err)
 			}
-			want := join(begunAnswer, refusal, ready('E'))
+			want := join(beginReply, refusal, ready('E'))
 			if got := drain(t, conn, 64, 100); !bytes.Equal(got, want) {
 				t.Errorf("%s in pieces of %d: %q, want %q", what, size, got, want)
 			}

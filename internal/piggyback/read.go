@@ -37,7 +37,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	for {
-		c.answerBegin()
+		c.replyToBegin()
 		if c.unread.Len() > 0 {
 			return c.unread.Read(p)
 		}
@@ -65,10 +65,10 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
-// answerBegin gives pgx the answer to a BEGIN that has just left.
-func (c *Conn) answerBegin() {
-	if c.beginSaid.CompareAndSwap(true, false) {
-		c.unread.Write(begunAnswer)
+// replyToBegin gives pgx the answer to a BEGIN that has just left.
+func (c *Conn) replyToBegin() {
+	if c.beginReplyDue.CompareAndSwap(true, false) {
+		c.unread.Write(beginReply)
 	}
 }
 
@@ -84,7 +84,7 @@ func (c *Conn) scan(p []byte) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := 0; i < len(p); {
-		if c.in.atStart() && !c.straight(p[i:]) {
+		if c.in.atStart() && !c.passesThrough(p[i:]) {
 			return i
 		}
 		i += c.in.skip(p[i:])
@@ -92,13 +92,13 @@ func (c *Conn) scan(p []byte) int {
 	return len(p)
 }
 
-// straight reports whether the message that p begins with goes straight to pgx.
-func (c *Conn) straight(p []byte) bool {
+// passesThrough reports whether the message that p begins with goes straight to pgx.
+func (c *Conn) passesThrough(p []byte) bool {
 	s := c.head()
-	if s == nil || c.blind {
+	if s == nil || c.passThrough {
 		return true
 	}
-	if s.kind != ofApp || s.guard > 0 || s.probing {
+	if s.kind != ofApp || s.guard > 0 || s.insideNext {
 		return false
 	}
 	switch p[0] {
@@ -199,7 +199,7 @@ func (c *Conn) parse() {
 		}
 		end := messageLen(rest)
 		if end < 5 || rest[0] == 'Z' && end != readyForQueryLen {
-			c.giveUp(rest)
+			c.stopParsing(rest)
 			return
 		}
 		if end > len(rest) {
@@ -218,10 +218,10 @@ func (c *Conn) parse() {
 	c.held = append(c.held[:0], rest...)
 }
 
-// giveUp lets everything through from here on: what comes is not PostgreSQL's protocol, and pgx finds out for itself.
-func (c *Conn) giveUp(rest []byte) {
+// stopParsing lets everything through from here on: what comes is not PostgreSQL's protocol, and pgx finds out for itself.
+func (c *Conn) stopParsing(rest []byte) {
 	c.mu.Lock()
-	c.blind = true
+	c.passThrough = true
 	c.mu.Unlock()
 	c.releaseEnd()
 	c.unread.Write(rest)
@@ -245,7 +245,7 @@ func (c *Conn) take(m, next []byte) (n int, ok bool) {
 		c.ended(s, m)
 	case s.guard > 0:
 		c.guardAnswered(s, m)
-	case s.probing:
+	case s.insideNext:
 		c.insideAnswered(s, m)
 	default:
 		if kind == 'C' && !c.isLast(s) && !(s.inside && s.executes == 1) && commits(m) {
@@ -258,7 +258,7 @@ func (c *Conn) take(m, next []byte) (n int, ok bool) {
 		}
 		if kind == 'C' || kind == 'I' || kind == 's' {
 			s.executes--
-			s.probing = s.inside && s.executes == 0
+			s.insideNext = s.inside && s.executes == 0
 		}
 		c.unread.Write(m)
 	}
@@ -271,14 +271,14 @@ func (c *Conn) insideAnswered(s *segment, m []byte) {
 	case 'D':
 		c.row = rowOf(m[5:])
 	case 'C':
-		s.inside, s.probing = false, false
+		s.inside, s.insideNext = false, false
 		if q := s.statement; q == c.current {
 			q.InRow = c.row
 		}
 		c.row = Row{}
 	case 'E':
 		// The transaction was still open, and has failed with the question: the error is the statement's.
-		s.inside, s.probing = false, false
+		s.inside, s.insideNext = false, false
 		c.unread.Write(m)
 	}
 }
@@ -336,7 +336,7 @@ func (c *Conn) questionAnswered(s *segment, m []byte) {
 func (c *Conn) awaitGuard() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
-	c.answerBegin()
+	c.replyToBegin()
 	for c.guardOpen() {
 		var buf [512]byte
 		n, err := c.Conn.Read(buf[:])

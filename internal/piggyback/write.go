@@ -26,7 +26,7 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 // write sends as much of p as can be sent at once.
 func (c *Conn) write(p []byte) (int, error) {
 	c.mu.Lock()
-	if c.blind || !c.whole(p) {
+	if c.passThrough || !c.whole(p) {
 		c.mu.Unlock()
 		return c.Conn.Write(p)
 	}
@@ -37,7 +37,7 @@ func (c *Conn) write(p []byte) (int, error) {
 	if begin := c.beginEarly(p); begin != nil {
 		c.mu.Unlock()
 		// A reader may wait already, and looks again when the server's own answer arrives.
-		c.beginSaid.Store(true)
+		c.beginReplyDue.Store(true)
 		if _, err := c.Conn.Write(begin); err != nil {
 			return 0, err
 		}
@@ -152,7 +152,7 @@ func (c *Conn) frame(p []byte) (keep int) {
 func (c *Conn) ask(n int, last byte, ran int, copied bool) (keep int) {
 	q := c.current
 	// A COPY that has failed may be answered already.
-	if !c.armed || q.Copied != copied || !copied && ran != 1 || copied && len(c.pending) == 0 || !copied && !endsSegment(last) {
+	if !c.toAsk || q.Copied != copied || !copied && ran != 1 || copied && len(c.pending) == 0 || !copied && !endsSegment(last) {
 		return n
 	}
 	s := &c.pending[len(c.pending)-1]
@@ -161,7 +161,7 @@ func (c *Conn) ask(n int, last byte, ran int, copied bool) (keep int) {
 		return n
 	}
 
-	c.armed = false
+	c.toAsk = false
 	q.Asked = time.Now()
 	if inside {
 		s.inside = true

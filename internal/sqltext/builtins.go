@@ -76,8 +76,8 @@ symmetric time timestamp trailing treat trim unique values varchar variadic xmla
 xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
 `
 
-// knownNames has all of them.
-var knownNames = func() *nameTable {
+// safeNames has all of them.
+var safeNames = func() *nameTable {
 	t := newNameTable(2048)
 	for _, names := range []string{builtIns, harmless, syntax} {
 		for _, name := range strings.Fields(names) {

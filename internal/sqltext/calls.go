@@ -5,7 +5,7 @@ import "strings"
 // onCall takes the name in front of a parenthesis that opens. It is called, unless it is reserved, a label or type behind AS,
 // or the name of what WITH begins, which have columns or modifiers in the parenthesis.
 func (p *inspector) onCall() {
-	if p.prev == tokWord && p.word.reserved() && knownNames.find(p.sql[p.nameAt:p.nameEnd]) == 0 {
+	if p.prev == tokWord && p.word.reserved() && safeNames.find(p.sql[p.nameAt:p.nameEnd]) == 0 {
 		return
 	}
 	if p.before.token == tokWord && (p.before.word == wordAs || p.before.word == wordWith) {
@@ -30,10 +30,10 @@ func (p *inspector) call(name string, quoted bool) {
 	if p.state == inWrite {
 		return
 	}
-	known := knownCall(name)
+	known := callKind(name)
 	switch {
 	case known == callChangesSession:
-		p.own, p.LeavesState = true, true
+		p.sessionEffect, p.LeavesState = true, true
 		return
 	case known == callBelongsToPrimary:
 		p.effects, p.LeavesState = true, p.LeavesState || leavesState(name)
@@ -41,7 +41,7 @@ func (p *inspector) call(name string, quoted bool) {
 	case known == callReadsSetting:
 		p.setting = true
 	}
-	builtIn := known != callUnknown || knownNames.find(name) != 0 && (!quoted || IsFunctionName(name))
+	builtIn := known != callUnknown || safeNames.find(name) != 0 && (!quoted || IsFunctionName(name))
 	if builtIn && p.facts.Called == nil {
 		return
 	}
@@ -149,7 +149,7 @@ func (p *inspector) field(name string, quoted bool) {
 		p.effects = p.effects || access == Write
 		return
 	}
-	if known := knownCall(name); known == callBelongsToPrimary || known == callChangesSession {
+	if known := callKind(name); known == callBelongsToPrimary || known == callChangesSession {
 		// In pg_catalog.nextval it is the name of a function, which call sees, or of a table.
 		p.fields = p.fields || !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog")
 	}

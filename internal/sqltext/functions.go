@@ -140,8 +140,8 @@ var systemNames = func() *nameTable {
 	return t
 }()
 
-// knownCall says what the package knows of a function, by its name.
-func knownCall(name string) uint8 {
+// callKind says what the package knows of a function, by its name.
+func callKind(name string) uint8 {
 	known := systemNames.find(name)
 	if known == callUnknown || known == viewOfServer {
 		if isSystemName(name) || hasPrimaryPrefix(name) {

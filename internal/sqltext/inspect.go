@@ -60,14 +60,14 @@ type current struct {
 	before          before
 	depth           int // open parentheses
 
-	explain bool // it is an EXPLAIN
-	analyze bool // ... that executes what it explains
-	copies  bool // it is a COPY, and its TO STDOUT was not seen yet
-	changes bool // executing it changes or locks something
-	effects bool // it calls or names something that belongs to the primary
-	own     bool // it does something to its session or transaction
-	fields  bool // it names a column like a function that does, which is a call if the table is a function in the FROM
-	setting bool // it calls current_setting
+	explain       bool // it is an EXPLAIN
+	analyze       bool // ... that executes what it explains
+	copies        bool // it is a COPY, and its TO STDOUT was not seen yet
+	changes       bool // executing it changes or locks something
+	effects       bool // it calls or names something that belongs to the primary
+	sessionEffect bool // it does something to its session or transaction
+	fields        bool // it names a column like a function that does, which is a call if the table is a function in the FROM
+	setting       bool // it calls current_setting
 
 	with      bool // WITH was seen, so that other statements may be nested in it
 	clause    word // FOR, UPDATE or DELETE, while the next word decides what it is; ANALYZE in options likewise
@@ -91,14 +91,14 @@ func (p *inspector) end() {
 		if p.state != inQuery && !p.ownOnly() || p.depth != 0 || p.copies || p.effects || p.fields && callsFields(p.sql) || p.changes && (!p.explain || p.analyze) {
 			p.wrote = true
 		}
-		p.session = p.session || p.own
+		p.session = p.session || p.sessionEffect
 	}
 	p.current = current{}
 }
 
 // ownOnly reports whether a command does nothing but to its session or transaction.
 func (p *inspector) ownOnly() bool {
-	return p.own && (p.state == inWrite || p.state == inSet) && !p.explain
+	return p.sessionEffect && (p.state == inWrite || p.state == inSet) && !p.explain
 }
 
 // onWord takes a keyword or an identifier without quotes.
@@ -119,14 +119,14 @@ func (p *inspector) onWord(start, end int) {
 		// COMMIT AND CHAIN begins the next block. So does not AND NO CHAIN, which is as rare as it is harmless.
 		p.LeavesOpen = true
 	case p.finishing && strings.EqualFold(text, "prepared"):
-		p.own = false // the transaction of another session
+		p.sessionEffect = false // the transaction of another session
 	case p.state == inQuery:
 		p.body(w, text, end)
 	case p.state < inQuery:
 		p.lead(w, text)
 	case p.atomic > 0 && w == wordCase, w == wordAtomic && p.prev == tokWord && p.word == wordBegin:
 		p.atomic++
-		p.own = false // no transaction
+		p.sessionEffect = false // no transaction
 	case p.atomic > 0 && w == wordEnd:
 		p.atomic--
 	}
@@ -232,17 +232,17 @@ func (p *inspector) start(w word, text string) {
 			p.state, p.copies = inCopy, true
 		}
 	case wordBegin:
-		p.TxControl, p.LeavesOpen, p.Begins, p.own = true, true, p.Begins || p.statements == 0, true
+		p.TxControl, p.LeavesOpen, p.Begins, p.sessionEffect = true, true, p.Begins || p.statements == 0, true
 	case wordControl:
-		p.TxControl, p.own = true, true
+		p.TxControl, p.sessionEffect = true, true
 	case wordFinish, wordEnd:
-		p.TxControl, p.Ends, p.LeavesOpen, p.finishing, p.own = true, true, false, true, true
+		p.TxControl, p.Ends, p.LeavesOpen, p.finishing, p.sessionEffect = true, true, false, true, true
 	case wordPrepare:
 		p.state = inPrepare
 	case wordSet:
-		p.state, p.Settings, p.own = inSet, true, true
+		p.state, p.Settings, p.sessionEffect = inSet, true, true
 	case wordReset:
-		p.Settings, p.own = true, true
+		p.Settings, p.sessionEffect = true, true
 	case wordDo: // its body may hold anything
 		p.Settings, p.Schema = true, true
 	case wordCall:
@@ -251,7 +251,7 @@ func (p *inspector) start(w word, text string) {
 	case wordDeclare:
 		p.OtherCommand = true
 		if alone {
-			p.state, p.own = inDeclare, true
+			p.state, p.sessionEffect = inDeclare, true
 		}
 	}
 }

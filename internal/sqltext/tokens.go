@@ -130,7 +130,7 @@ func callsFields(sql string) bool {
 		switch kind {
 		case classLetter, className:
 			text := trimQuotes(sql[i:end])
-			if qualified && knownCall(text) == callBelongsToPrimary {
+			if qualified && callKind(text) == callBelongsToPrimary {
 				for _, function := range tables[:n] {
 					if strings.EqualFold(table, function) {
 						return true

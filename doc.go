@@ -20,20 +20,26 @@
 //
 // # What a write costs
 //
-// A write takes one round trip, as it does with pgx on the same connection. The first use of a text on a connection costs
-// what it costs with pgx: one trip more in pgx.QueryExecModeCacheStatement, which is the default, and in
-// QueryExecModeCacheDescribe, for the server has to be asked for the types of the parameters before they can be encoded;
-// all new texts of a batch share that trip. QueryExecModeDescribeExec pays it every time, QueryExecModeExec and
-// QueryExecModeSimpleProtocol never do. BEGIN leaves with the first statement of its transaction, so that one of one
-// statement takes two trips.
+// A write takes one round trip, as it does with pgx on the same connection. The first use of a statement on a connection
+// costs what it costs with pgx. That is one round trip more in pgx.QueryExecModeCacheStatement, which is the default, and in
+// QueryExecModeCacheDescribe, because the server is asked for the types of the parameters before they are encoded. All new
+// statements of a batch share it. QueryExecModeDescribeExec pays it every time, QueryExecModeExec and
+// QueryExecModeSimpleProtocol never do. Nobody waits for the answer to BEGIN: a transaction of one statement takes two
+// round trips.
 //
 // # What runs where
 //
-// [Classify] says whether a statement reads or writes, by its text; what it does not know goes to the primary. So does a
-// call of a function that the database's catalog says is VOLATILE, as a function may catch a replica's refusal: declare
-// those that only read STABLE, and they stay local. The name
-// of a statement that the config's AfterConnect prepares is taken for the text that it stands for. A read
-// that the replica refuses (a function that writes), cannot run (a conflict with replay, a table that is not replayed
-// yet) or loses (a broken connection) runs on the primary, unseen, as long as no row of it was delivered. Transactions
-// run on the primary, but for read-only ones. Nothing is ever written twice.
+// [Classify] says whether a statement reads or writes. What it does not know goes to the primary. So does a call of a
+// function that the database's catalog says is VOLATILE, because a function may catch a replica's refusal: declare functions
+// that only read STABLE, and they stay local. The name of a prepared statement counts as its SQL.
+//
+// A read moves to the primary if the replica refuses it (a function that writes), cannot run it (a conflict with replay, a
+// lock, a table that is not replayed yet) or loses it (a broken connection), as long as no row of it was delivered.
+// Transactions run on the primary, but for read-only ones. Nothing is ever written twice.
+//
+// # After a failover
+//
+// A standby may have replayed what the new primary never had. It is read from only if it belongs to the primary's cluster
+// and shows that it is on the primary's timeline. A role with the privileges of pg_read_all_stats sees that at once, any
+// other one after the standby's next restartpoint. Until then reads go to the primary.
 package flyregion

@@ -179,7 +179,7 @@ func (b *replicaBatch) Query() (pgx.Rows, error) {
 	if b.moved || b.closed || b.next > len(b.queries) {
 		return sent, err
 	}
-	rows := &replicaRows{replicaRead: replicaRead[*pgxpool.Conn]{reads: b.reads}, sql: b.queries[b.next-1].SQL, batch: b}
+	rows := &replicaRows{replicaRead: replicaRead[*pgxpool.Conn]{reads: b.reads}, sql: b.queries[b.next-1].SQL, failed: &b.failed}
 	err = rows.start(sent, err)
 	if failure := sent.Err(); failure == nil {
 		b.served()

@@ -3,7 +3,6 @@ package flyregion
 import (
 	"context"
 	"errors"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -11,57 +10,60 @@ import (
 	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// positionSQL asks the primary how far its log goes, and who it is. It is a query behind the statement's end, in the same
-// write, so that the server runs it after the commit and nobody waits for another round trip. A standby answers it with an
-// error.
-const positionSQL = `select pg_catalog.pg_current_wal_flush_lsn(), pg_catalog.pg_current_wal_insert_lsn(), ` +
-	`pg_catalog.current_setting('synchronous_commit'), ` +
-	`(extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
-	`pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), ` +
-	`pg_catalog.current_setting('transaction_read_only')`
-
-// wroteSQL asks the transaction that a statement ran in whether it has written anything, which no text can tell for sure,
-// and whether it commits asynchronously, which SET LOCAL or a function may have changed.
-const wroteSQL = `select pg_catalog.txid_current_if_assigned() is not null, pg_catalog.current_setting('synchronous_commit')`
-
-// asyncSQL stands in for wroteSQL behind a statement that writes by its text, of which only the way it commits is unknown.
-// The server does not have to plan it.
-const asyncSQL = `show synchronous_commit`
-
-var (
-	positionMessage = piggyback.Query(positionSQL)
-	wroteMessages   = piggyback.Unnamed(wroteSQL)
-	asyncMessages   = piggyback.Unnamed(asyncSQL)
-)
-
-// positionOfAnswer reads the answer to positionSQL. ok is false if it is not one.
-func positionOfAnswer(row piggyback.Row) (p position, a primaryAnswer, ok bool) {
-	if row.Len != 6 || len(row.Columns[4]) < 8 {
-		return position{}, primaryAnswer{}, false
+// open makes the primary's pool from its configuration.
+func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) {
+	// pgxpool would ping a connection that was idle for a second, so that a lone write crossed the sea twice. An app that
+	// chose for itself how to find dead connections keeps its way.
+	if config.ShouldPing == nil && config.PingTimeout == 0 {
+		config.ShouldPing = func(_ context.Context, params pgxpool.ShouldPingParams) bool {
+			return params.IdleDuration > time.Second && !piggyback.Alive(params.Conn.PgConn().Conn())
+		}
 	}
-	var errs [4]error
-	var server, timeline int64
-	p.flush, errs[0] = ParseLSN(row.Columns[0])
-	p.insert, errs[1] = ParseLSN(row.Columns[1])
-	server, errs[2] = strconv.ParseInt(row.Columns[3], 10, 64)
-	timeline, errs[3] = strconv.ParseInt(row.Columns[4][:8], 16, 64)
-	if errs != [4]error{} {
-		return position{}, primaryAnswer{}, false
+
+	beforeConnect := config.BeforeConnect
+	config.BeforeConnect = func(ctx context.Context, config *pgx.ConnConfig) error {
+		if beforeConnect != nil {
+			if err := beforeConnect(ctx, config); err != nil {
+				return err
+			}
+		}
+		p.attach(config)
+		return nil
 	}
-	p.origin = serverID(server)
-	return p, primaryAnswer{
-		server: p.origin, timeline: int(timeline), async: row.Columns[2] == "off", readOnly: row.Columns[5] == "on",
-	}, true
+	if afterConnect := config.AfterConnect; afterConnect != nil {
+		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			c := primaryConnOf(conn)
+			c.inAfterConnect = true
+			defer func() { c.inAfterConnect = false }()
+
+			return afterConnect(ctx, conn)
+		}
+	}
+	p.pool, err = pgxpool.NewWithConfig(ctx, config)
+	return err
 }
 
-// primaryAnswer is what the answer to positionSQL says besides the position.
-type primaryAnswer struct {
-	server   serverID
-	timeline int
-	async    bool // the session commits asynchronously
-	readOnly bool // it refuses writes by default, as on a primary that was demoted
+// attach makes the connections that config is for tell what they write, and checks that their server can be written to,
+// so that a failover never leaves the pool writing to a server that was demoted.
+func (p *primary) attach(config *pgx.ConnConfig) {
+	// An app that made its sessions read-only by default is not to be refused for it.
+	_, readOnly := config.RuntimeParams["default_transaction_read_only"]
+	config.ValidateConnect = validateBoth(config.ValidateConnect, func(ctx context.Context, conn *pgconn.PgConn) error {
+		began := time.Now()
+		report, err := askReport(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if report.recovering || report.readOnly && !readOnly {
+			return pgconn.ErrReadOnlyConnection
+		}
+		p.measured(time.Since(began))
+		p.identify(&report)
+		return p.attachTo(ctx, conn, report.server, readOnly)
+	})
 }
 
 // primaryConn is what is known of one connection to the primary. But for what is said otherwise only the connection's user
@@ -295,4 +297,68 @@ func (s *primaryStatement) mayHaveWritten(err error) bool {
 	// A read that failed has been rolled back, if the server says so.
 	var pgErr *pgconn.PgError
 	return !errors.As(err, &pgErr)
+}
+
+// answeredBy takes note that a connection leads to another server than when it was made, as one behind a pooler may. Its log
+// was flushed that far.
+func (p *primary) answeredBy(a primaryAnswer, flushed LSN) {
+	r := &report{server: a.server, timeline: a.timeline, position: flushed}
+	if known := p.identity.Load(); known != nil {
+		r.system = known.system // a pooler leads to one cluster
+	}
+	p.identify(r)
+}
+
+// positionOf returns what a session has written, and asks the primary if that is not known well enough.
+func (p *primary) positionOf(ctx context.Context, session *Session) (sessionState, error) {
+	if state := session.load(); p.covers(state) {
+		return state, nil
+	}
+	return p.position(ctx, session)
+}
+
+// position asks the primary for the position of a session's last write.
+func (p *primary) position(ctx context.Context, session *Session) (sessionState, error) {
+	conn, err := p.pool.Acquire(ctx)
+	if err != nil {
+		return sessionState{}, err
+	}
+	defer conn.Release()
+
+	c := primaryConnOf(conn.Conn())
+	// A connection that breaks behind the statement says so only the next time.
+	for range 2 {
+		s := &primaryStatement{Context: ctx, sessions: []*Session{session}, writes: true}
+		s.Behind = positionMessage
+		c.begin(s)
+		err = conn.Conn().PgConn().ExecParams(ctx, "select", nil, nil, nil, nil).Read().Err
+		c.end(s)
+		if s.answered {
+			return session.load(), nil
+		}
+		if err != nil {
+			return sessionState{}, err
+		}
+	}
+	return sessionState{}, errors.New("flyregion: the primary did not tell its position")
+}
+
+// flushed asks how far the log is flushed. It returns 0 if the primary does not answer.
+func (p *primary) flushed(ctx context.Context) LSN {
+	conn, err := p.pool.Acquire(ctx)
+	if err != nil {
+		return 0
+	}
+	defer conn.Release()
+
+	c := primaryConnOf(conn.Conn())
+	s := &primaryStatement{Context: ctx}
+	c.begin(s)
+	defer c.end(s)
+	row, err := oneRow(ctx, conn.Conn().PgConn(), positionSQL)
+	if err != nil {
+		return 0
+	}
+	flushed, _ := ParseLSN(string(row[0]))
+	return flushed
 }

@@ -80,40 +80,6 @@ type miss struct {
 	at    time.Time
 }
 
-// reconnectLimiter has the pool connect to the primary anew when a standby follows a newer one: at once, and then less and less
-// often as long as that finds the same primary.
-type reconnectLimiter struct {
-	reconnect func()
-
-	// mu guards the following fields.
-	mu      sync.Mutex
-	primary *identity // the primary when it was last tried
-	next    time.Time
-	pause   time.Duration
-}
-
-const (
-	minReconnectPause = time.Second
-	maxReconnectPause = time.Minute
-)
-
-func (r *reconnectLimiter) allow(primary *identity) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-
-	now := time.Now()
-	switch {
-	case r.primary != primary:
-		r.primary, r.pause = primary, minReconnectPause
-	case now.Before(r.next):
-		return false
-	default:
-		r.pause = min(2*r.pause, maxReconnectPause)
-	}
-	r.next = now.Add(r.pause)
-	return true
-}
-
 // newTracker returns a tracker whose watcher connects with connect, and which calls renew when there is a newer primary
 // than the one that primary holds. It does no I/O.
 func newTracker(primary *atomic.Pointer[identity], renew func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
@@ -137,14 +103,6 @@ func closeConn(conn *pgconn.PgConn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = conn.Close(ctx)
-}
-
-// waiter is one wait for what a session has written.
-type waiter struct {
-	state sessionState
-	after uint64     // only what was asked later counts
-	woken chan error // of capacity one
-	index int        // in the heap, -1 when it has left
 }
 
 // wait returns once the replica shows what state covers, as told by a report that was asked for after a given time. It
@@ -510,30 +468,4 @@ func (t *tracker) close() {
 	t.wakeAll(errClosedPool)
 	t.done.Wait()
 	t.conns.Close()
-}
-
-// waiterHeap is a container/heap of waiters, lowest position first.
-type waiterHeap []*waiter
-
-func (h waiterHeap) Len() int           { return len(h) }
-func (h waiterHeap) Less(i, j int) bool { return h[i].state.position < h[j].state.position }
-
-func (h waiterHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-
-func (h *waiterHeap) Push(x any) {
-	w := x.(*waiter)
-	w.index = len(*h)
-	*h = append(*h, w)
-}
-
-func (h *waiterHeap) Pop() any {
-	old := *h
-	w := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	w.index = -1
-	return w
 }

@@ -58,11 +58,11 @@ func (rd *reads) queryRow(ctx context.Context, rt *route, sql string, args []any
 type replicaRows struct {
 	pgx.Rows
 	replicaRead[*pgxpool.Conn]
-	sql   string
-	batch *replicaBatch // that the read belongs to, and that has the connection, or nil
-	first bool          // the first row has arrived
-	begun bool          // Next or Close has been called
-	ended bool
+	sql    string
+	failed *bool // set by an error behind the first row; nil unless the rows are of a batch
+	first  bool  // the first row has arrived
+	begun  bool  // Next or Close has been called
+	ended  bool
 }
 
 // start waits for the first row of what Query returned. It returns the error of the sending.
@@ -134,8 +134,8 @@ func (rows *replicaRows) end() {
 	rows.ended = true
 	if err := rows.Rows.Err(); err != nil {
 		rows.reads.router.rememberRefusal(rows.sql, err)
-		if rows.batch != nil {
-			rows.batch.failed = true
+		if rows.failed != nil {
+			*rows.failed = true
 		}
 	}
 	rows.release()

@@ -134,31 +134,17 @@ func (t *statements) inspectBatch(b *pgx.Batch, answers *catalogAnswers) sqltext
 
 // inspectBatch looks at a batch. text returns the text that one in it stands for.
 func inspectBatch(b *pgx.Batch, text func(string) string, facts sqltext.Facts) sqltext.Statement {
-	s := sqltext.Statement{Access: sqltext.Read, TxControl: len(b.QueuedQueries) > 0}
+	s := sqltext.Statement{Access: sqltext.Read}
 	for i, q := range b.QueuedQueries {
 		one := sqltext.Inspect(text(q.SQL), facts)
 		if rewritten(q.Arguments) {
-			one.Access = sqltext.Write
-		}
-		if one.Access == sqltext.Write {
-			s.Access = sqltext.Write
+			one.Access, one.SessionOnly = sqltext.Write, false
 		}
 		if i == 0 {
-			s.Begins = one.Begins
+			s = one
+		} else {
+			s.Append(one)
 		}
-		s.Hint = max(s.Hint, one.Hint)
-		s.Several = s.Several || one.Several || i > 0
-		s.TxControl = s.TxControl && one.TxControl
-		s.Ends = s.Ends || one.Ends
-		if one.TxControl {
-			s.LeavesOpen = one.LeavesOpen
-		}
-		s.HasShow = s.HasShow || one.HasShow
-		s.OtherCommand = s.OtherCommand || one.OtherCommand
-		s.Settings = s.Settings || one.Settings
-		s.Schema = s.Schema || one.Schema
-		s.UnknownCalls = s.UnknownCalls || one.UnknownCalls
-		s.CopiesIn = s.CopiesIn || one.CopiesIn
 	}
 	return s
 }

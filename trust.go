@@ -2,7 +2,9 @@ package flyregion
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // A read may run on a standby if the standby shows what the read's session has written: all that comes before a position
@@ -146,4 +148,38 @@ func (t *trust) checkCluster(r *report, region string) error {
 	}
 	return fmt.Errorf("flyregion: the server in %s belongs to another cluster: its system identifier is %d, the primary's is %d",
 		region, r.system, primary.system)
+}
+
+// reconnectLimiter has the pool connect to the primary anew when a standby follows a newer one: at once, and then less and less
+// often as long as that finds the same primary.
+type reconnectLimiter struct {
+	reconnect func()
+
+	// mu guards the following fields.
+	mu      sync.Mutex
+	primary *identity // the primary when it was last tried
+	next    time.Time
+	pause   time.Duration
+}
+
+const (
+	minReconnectPause = time.Second
+	maxReconnectPause = time.Minute
+)
+
+func (r *reconnectLimiter) allow(primary *identity) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	now := time.Now()
+	switch {
+	case r.primary != primary:
+		r.primary, r.pause = primary, minReconnectPause
+	case now.Before(r.next):
+		return false
+	default:
+		r.pause = min(2*r.pause, maxReconnectPause)
+	}
+	r.next = now.Add(r.pause)
+	return true
 }

@@ -19,16 +19,12 @@ type Question struct {
 	Behind []byte // made by Query: runs when the statement has ended; nil for none
 	Copied bool   // the statement is a COPY: Behind follows its data, as the server takes all that comes before for data
 
-	Ran    bool      // the statement has left
-	Asked  time.Time // when Inside or Behind left; zero if the statement left in a way that nothing can follow
-	InRow  Row       // the answer to Inside
-	Row    Row       // the answer to Behind
-	Idle   bool      // no transaction block was open behind the statement
-	behind bool      // Behind has left
+	Ran   bool      // the statement has left
+	Asked time.Time // when Inside or Behind left; zero if the statement left in a way that nothing can follow
+	InRow Row       // the answer to Inside
+	Row   Row       // the answer to Behind
+	Idle  bool      // no transaction block was open behind the statement
 }
-
-// Unanswered reports whether Behind has left and was not answered.
-func (q *Question) Unanswered() bool { return q.behind && q.Row.Len == 0 }
 
 // Events are what a Conn tells. They are called before pgx reads the end of what they are about, by whoever reads, writes
 // or closes the connection at the moment, and must not call the Conn.

@@ -169,7 +169,6 @@ func (c *Conn) ask(n int, last byte, ran int, copied bool) (keep int) {
 		c.back = append(append(c.back, q.Inside...), syncMessage...)
 	}
 	if q.Behind != nil {
-		q.behind = true
 		c.back = append(c.back, q.Behind...)
 		c.pending = append(c.pending, segment{kind: ofQuestion, statement: q, ended: true})
 	}

@@ -104,16 +104,7 @@ func (p *inspector) ownOnly() bool {
 // onWord takes a keyword or an identifier without quotes.
 func (p *inspector) onWord(start, end int) {
 	text := p.sql[start:end]
-	w := lookup(text)
-	switch w {
-	case wordSetting:
-		p.Settings = true
-	case wordTemporary:
-		p.Temporary = true
-	}
-	if p.facts.Writing != nil {
-		p.relation(tokWord, text)
-	}
+	w := p.anyName(tokWord, text)
 	switch {
 	case p.finishing && strings.EqualFold(text, "chain"):
 		// COMMIT AND CHAIN begins the next block. So does not AND NO CHAIN, which is as rare as it is harmless.
@@ -135,6 +126,22 @@ func (p *inspector) onWord(start, end int) {
 	}
 	p.name(tokWord, start, end)
 	p.word = w
+}
+
+// anyName notes what a name tells wherever it stands, quoted or not. It returns the keyword that it would be without
+// quotes.
+func (p *inspector) anyName(kind token, text string) word {
+	w := lookup(text)
+	switch w {
+	case wordSetting:
+		p.Settings = true
+	case wordTemporary:
+		p.Temporary = true
+	}
+	if p.facts.Writing != nil {
+		p.relation(kind, text)
+	}
+	return w
 }
 
 // name makes a name the previous token.
@@ -339,16 +346,7 @@ func (p *inspector) nests() bool {
 // onQuoted takes a quoted identifier, by what is between the quotes.
 func (p *inspector) onQuoted(kind token, start, end int) {
 	text := p.sql[start:end]
-	w := lookup(text)
-	switch w {
-	case wordSetting:
-		p.Settings = true
-	case wordTemporary:
-		p.Temporary = true
-	}
-	if p.facts.Writing != nil {
-		p.relation(kind, text)
-	}
+	w := p.anyName(kind, text)
 	switch p.state {
 	case inQuery:
 		if p.clause == wordUpdate {

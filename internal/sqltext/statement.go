@@ -50,6 +50,30 @@ type Statement struct {
 	UnknownCalls bool // the text calls a function of which nothing is known; Access takes that for a read
 }
 
+// Append makes s what is known of its text and that of next as one text, in this order.
+func (s *Statement) Append(next Statement) {
+	local := (s.Access == Read || s.SessionOnly) && (next.Access == Read || next.SessionOnly)
+	if next.Access == Write {
+		s.Access = Write
+	}
+	s.SessionOnly = local && s.Access == Write
+	s.Hint = max(s.Hint, next.Hint)
+	s.Several = true
+	s.TxControl = s.TxControl && next.TxControl
+	s.Ends = s.Ends || next.Ends
+	if next.TxControl {
+		s.LeavesOpen = next.LeavesOpen
+	}
+	s.HasShow = s.HasShow || next.HasShow
+	s.OtherCommand = s.OtherCommand || next.OtherCommand
+	s.Temporary = s.Temporary || next.Temporary
+	s.CopiesIn = s.CopiesIn || next.CopiesIn
+	s.Settings = s.Settings || next.Settings
+	s.LeavesState = s.LeavesState || next.LeavesState
+	s.Schema = s.Schema || next.Schema
+	s.UnknownCalls = s.UnknownCalls || next.UnknownCalls
+}
+
 // Facts are what a text does not show. The zero value says nothing.
 type Facts struct {
 	// Functions says what calls of the app's own functions may do, by their name in lower case without a schema. It goes

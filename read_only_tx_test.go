@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -136,4 +137,41 @@ func TestReadOnlyTxBeginsWhereItsFirstStatementBelongs(t *testing.T) {
 			t.Errorf("%d connections are in use", n)
 		}
 	})
+}
+
+// TestEndedReadOnlyTx holds a read-only transaction that has ended, used or not, to what pgx does: nothing runs in it any
+// more, on any server.
+func TestEndedReadOnlyTx(t *testing.T) {
+	cluster := sharedCluster(t)
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	ends := map[string]func(pgx.Tx) error{
+		"commit":            func(tx pgx.Tx) error { return tx.Commit(t.Context()) },
+		"rollback":          func(tx pgx.Tx) error { return tx.Rollback(t.Context()) },
+		"commit canceled":   func(tx pgx.Tx) error { return tx.Commit(canceled) },
+		"rollback canceled": func(tx pgx.Tx) error { return tx.Rollback(canceled) },
+	}
+	for name, end := range ends {
+		for _, sql := range []string{"select 1", "select txid_current()"} {
+			t.Run(name+" "+sql, func(t *testing.T) {
+				ctx, pool := t.Context(), poolIn(t, cluster, "ord")
+				tx, err := pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = end(tx)
+				_, execErr := tx.Exec(ctx, sql)
+				_, queryErr := tx.Query(ctx, sql)
+				rowErr := tx.QueryRow(ctx, sql).Scan(nil)
+				_, prepareErr := tx.Prepare(ctx, "", sql)
+				batchErr := tx.SendBatch(ctx, batchOf(sql)).Close()
+				for _, err := range []error{execErr, queryErr, rowErr, prepareErr, batchErr} {
+					if !errors.Is(err, pgx.ErrTxClosed) {
+						t.Errorf("%v, want %v", err, pgx.ErrTxClosed)
+					}
+				}
+				eventually(t, "no connection is in use", func() bool { return pool.Stat().AcquiredConns() == 0 })
+			})
+		}
+	}
 }

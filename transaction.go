@@ -26,7 +26,7 @@ type replicaTx struct {
 	replicaRead[*pgxpool.Conn]
 	options pgx.TxOptions
 	route   route
-	unused  bool // nothing has run in it
+	unused  bool // nothing has run in it, and it has not ended
 }
 
 // inTx runs a statement of a transaction.
@@ -156,6 +156,7 @@ func (tx *replicaTx) Conn() *pgx.Conn {
 
 // Commit commits the transaction and gives its connection back.
 func (tx *replicaTx) Commit(ctx context.Context) error {
+	tx.unused = false
 	err := tx.Tx.Commit(ctx)
 	tx.release()
 	return err
@@ -163,6 +164,7 @@ func (tx *replicaTx) Commit(ctx context.Context) error {
 
 // Rollback rolls the transaction back and gives its connection back.
 func (tx *replicaTx) Rollback(ctx context.Context) error {
+	tx.unused = false
 	err := tx.Tx.Rollback(ctx)
 	tx.release()
 	return err

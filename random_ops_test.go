@@ -2,12 +2,14 @@ package flyregion
 
 import (
 	"context"
+	stdsql "database/sql"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // errRandom is an error of the app's own.
@@ -51,9 +53,6 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 	case how < 5 && text.columns > 0:
 		hows := []string{"scan", "scan", "scan", "twice", "scanner", "fails", "panics", "mismatch", "driver bytes"}
 		scan := pick(g, hows...)
-		if skipsFault("panic in Scan") && scan == "panics" {
-			scan = "scan"
-		}
 		return &randomOp{text: fmt.Sprintf("%s.QueryRow(%s)%s %s %q %v", p, scan, mode, under, text.sql, args), needs: p.needs(), run: func(m *randomMachine) {
 			q := m.at(p)
 			if q == nil || !m.fitting(text, p) {
@@ -74,7 +73,7 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 			way = "keep"
 			g.opened[randomPlace{onRows, slot}] = true
 		}
-		change := len(args) > 0 && g.one(4) && !skipsFault("arguments read again")
+		change := len(args) > 0 && g.one(4)
 		changed := ""
 		if change {
 			changed = " changes its arguments"
@@ -246,9 +245,6 @@ func (g *randomGenerator) copyFrom() *randomOp {
 	ids := []int{p.lane() + 10 + g.IntN(5), p.lane() + 15}
 	fails := pick(g, "", "", "", "fails", "wrong value")
 	under := pick(g, "", "", "", "", "canceled", "canceled after")
-	if under == "canceled" && skipsFault("refused copy") {
-		under = ""
-	}
 	return &randomOp{text: fmt.Sprintf("%s.CopyFrom %s %s %v %v %s", p, under, table, columns, ids, fails), needs: p.needs(), run: func(m *randomMachine) {
 		q := m.at(p)
 		if q == nil {
@@ -284,3 +280,35 @@ func (g *randomGenerator) copyFrom() *randomOp {
 // prepare prepares a statement on a connection and uses it by its name.
 // busy leaves rows of a transaction open and does what a busy connection refuses.
 // abandon leaves the results of a statement unread when its connection is given back.
+
+// lateWrite calls a function that writes behind its first row although it is declared STABLE. The first call may be refused
+// on the replica, once its rows have begun; the second is not.
+func (g *randomGenerator) lateWrite() *randomOp {
+	p := pick(g, randomPlace{kind: onPool}, randomPlace{kind: onDB})
+	wide := pick(g, "", "repeat('x', 9000), ")
+	sql := fmt.Sprintf("select %slate_w(i) from generate_series(1, 5) i", wide)
+	return &randomOp{text: fmt.Sprintf("%s late write, until it is not refused: %q", p, sql), needs: 1, run: func(m *randomMachine) {
+		refused := 0
+		for ; ; refused++ {
+			var err error
+			if p.kind == onDB {
+				var rows *stdsql.Rows
+				if rows, err = m.openDB().QueryContext(m.ctx, sql); err == nil {
+					for rows.Next() {
+					}
+					err = errors.Join(rows.Err(), rows.Close())
+				}
+			} else {
+				rows, _ := m.Query(m.ctx, sql)
+				rows.Close()
+				err = rows.Err()
+			}
+			var pgErr *pgconn.PgError
+			if !errors.As(err, &pgErr) || pgErr.Code != "25006" || refused > 0 {
+				m.note("written", err)
+				break
+			}
+		}
+		m.look("after it")
+	}}
+}

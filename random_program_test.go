@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 
@@ -128,6 +127,7 @@ var randomMakers = []struct {
 	{2, (*randomGenerator).prepare},
 	{2, (*randomGenerator).canceledDuring},
 	{2, (*randomGenerator).abandon},
+	{1, (*randomGenerator).lateWrite},
 	{6, (*randomGenerator).replay},
 	{2, (*randomGenerator).upkeep},
 	{6, (*randomGenerator).raw},
@@ -214,7 +214,7 @@ func (g *randomGenerator) text(p randomPlace) randomText {
 		case textDDLWide:
 			fits = p.pools()
 		}
-		if fits && !skipsFault(text.fault) {
+		if fits {
 			return text
 		}
 	}
@@ -235,32 +235,6 @@ func (m *randomMachine) fitting(text randomText, p randomPlace) bool {
 		}
 	}
 	return true
-}
-
-// randomFaults are known. What meets them is left out, but for those that FLYREGION_RANDOM_WITH names.
-var randomFaults = []string{
-	"settings of a standby",
-	"sequence read",
-	"size of an unlogged table",
-	"error behind rows",
-	"swallowed refusal",
-	"late write",
-	"panic in Scan",
-	"arguments read again",
-	"busy connection",
-	"abandoned results",
-	"commit in a batch",
-	"refused copy",
-	"error in a batch",
-	"raw pgconn hijacked",
-	"look between syncs",
-	"refused begin in a pipeline",
-	"session of a sql.Conn",
-	"prepared in a read-only sql.Tx",
-}
-
-func skipsFault(name string) bool {
-	return slices.Contains(randomFaults, name) && !strings.Contains(os.Getenv("FLYREGION_RANDOM_WITH"), name)
 }
 
 // under returns what a statement's context is to be, by a name that is "" for nothing special.

@@ -63,12 +63,12 @@ func (g *randomGenerator) sqlStatement() *randomOp {
 		needs = 1
 	}
 	text := g.text(p)
-	for text.kind == textSeveralSession || text.kind == textSession && skipsFault("session of a sql.Conn") {
+	for text.kind == textSeveralSession {
 		text = g.text(p)
 	}
 	args := g.arguments(text, p.lane())
 	how := pick(g, "exec", "query", "query", "row", "row", "prepared", "prepared tx", "keep", "prepare", "stmt")
-	if how == "prepared tx" && (skipsFault("prepared in a read-only sql.Tx") || p.kind != onSQLTx) {
+	if how == "prepared tx" && p.kind != onSQLTx {
 		how = "prepared"
 	}
 	canceled := g.one(12) && p.kind != onSQLConn // pgx says "bad connection" there

@@ -162,7 +162,8 @@ var randomLicenses = []randomLicense{
 	{
 		name: "first use",
 		why: "A text is prepared on each server when it is first used there, so that an error may come from " +
-			"the preparation with one pool (a pgconn.PrepareError or a pgx.ErrPreprocessingBatch, from Query) and from the execution with the other.",
+			"the preparation with one pool (a pgconn.PrepareError or a pgx.ErrPreprocessingBatch, from Query) and from the execution with " +
+			"the other. Likewise a text that failed is forgotten by each server's connection when that is next used.",
 		holds: func(_ *randomOp, want, got []string) bool {
 			return slices.Equal(withoutPreparing(want), withoutPreparing(got))
 		},
@@ -176,6 +177,15 @@ var randomLicenses = []randomLicense{
 		},
 	},
 	{
+		name: "closed twice",
+		why: "The first Close of a batch whose callbacks ignored an error returns nil. With pgx the second returns that error, " +
+			"and with the Pool nil again.",
+		holds: func(_ *randomOp, want, got []string) bool {
+			closedTwice := func(line string) bool { return strings.HasPrefix(line, "close again") }
+			return slices.Equal(slices.DeleteFunc(slices.Clone(want), closedTwice), slices.DeleteFunc(slices.Clone(got), closedTwice))
+		},
+	},
+	{
 		name: "during recovery",
 		why: "A standby refuses some writes of a read-only transaction in other words (cannot execute COPY during recovery), " +
 			"with the same SQLSTATE 25006.",
@@ -186,7 +196,8 @@ var randomLicenses = []randomLicense{
 }
 
 var preparing = strings.NewReplacer("*pgconn.PrepareError > ", "", "pgx.ErrPreprocessingBatch > ", "",
-	"error preprocessing batch (prepare): ", "", "error preprocessing batch (describe): ", "")
+	"error preprocessing batch (prepare): ", "", "error preprocessing batch (describe): ", "",
+	"*fmt.wrapError > *pgconn.errTimeout", "*pgconn.errTimeout", "failed to deallocate cached statement(s): ", "")
 
 var pgErrorDetails = regexp.MustCompile(`\{Severity:.*Code:(.....) .*Routine:\w*\}`)
 

@@ -13,7 +13,6 @@ type randomText struct {
 	args    string
 	columns int // of its rows
 	kind    randomTextKind
-	fault   string // a name in randomFaults that the statement meets
 }
 
 type randomTextKind int
@@ -63,13 +62,13 @@ var randomTexts = []randomText{
 	{sql: "/* flyregion:primary */ select count(*) from items", columns: 1},
 	{sql: "/* flyregion:replica */ select count(*) from log", columns: 1},
 	{sql: "show search_path", columns: 1},
-	{sql: "select current_setting('transaction_read_only')", columns: 1, fault: "settings of a standby"},
-	{sql: "show default_transaction_read_only", columns: 1, fault: "settings of a standby"},
+	{sql: "select current_setting('transaction_read_only')", columns: 1},
+	{sql: "show default_transaction_read_only", columns: 1},
 	{sql: "select set_app($1)", args: "t", columns: 1},
 
-	{sql: "select last_value, is_called from seq", columns: 2, kind: textReadsPrimary, fault: "sequence read"},
+	{sql: "select last_value, is_called from seq", columns: 2, kind: textReadsPrimary},
 	{sql: "select count(*) from hasty", columns: 1, kind: textReadsPrimary},
-	{sql: "select pg_relation_size('hasty') > 0", columns: 1, kind: textReadsPrimary, fault: "size of an unlogged table"},
+	{sql: "select pg_relation_size('hasty') > 0", columns: 1, kind: textReadsPrimary},
 	{sql: "select pg_try_advisory_xact_lock(hashtext(current_schema || $1))", args: "t", columns: 1, kind: textReadsPrimary},
 	{sql: "select txid_current() > 0", columns: 1, kind: textReadsPrimary},
 
@@ -86,7 +85,7 @@ var randomTexts = []randomText{
 	{sql: "select $1::text::int", args: "t", columns: 1, kind: textFails},
 	{sql: "select raises($1, $2)", args: "n c", columns: 1, kind: textFails},
 	{sql: "select stably_raises($1, $2)", args: "n c", columns: 1, kind: textFails},
-	{sql: "select repeat('x', 9000), stably_raises(i, $1) from generate_series(1, 4) i", args: "c", columns: 2, kind: textFails, fault: "error behind rows"},
+	{sql: "select repeat('x', 9000), stably_raises(i, $1) from generate_series(1, 4) i", args: "c", columns: 2, kind: textFails},
 	{sql: "select stably_raises(i, $1) from generate_series(1, 4) i", args: "c", columns: 1, kind: textFails},
 
 	{sql: "insert into items values ($1, $2, $3)", args: "i n t", kind: textWrites},
@@ -106,10 +105,8 @@ var randomTexts = []randomText{
 	{sql: "select setval('seq', $1::int)::int", args: "n", columns: 1, kind: textWrites},
 	{sql: "select w($1)", args: "n", columns: 1, kind: textWrites},
 	{sql: "select w(i) from generate_series(1, $1) i", args: "n", columns: 1, kind: textWrites},
-	{sql: "select swallow($1)", args: "n", columns: 1, kind: textWrites, fault: "swallowed refusal"},
-	{sql: "select late_w(i) from generate_series(1, 5) i", columns: 1, kind: textWrites, fault: "late write"},
-	{sql: "select repeat('x', 9000), late_w(i) from generate_series(1, 5) i", columns: 2, kind: textWrites, fault: "late write"},
-	{sql: "select case when i > 3 then w(i) else i end from generate_series(1, 5) i", columns: 1, kind: textWrites, fault: "late write"},
+	{sql: "select swallow($1)", args: "n", columns: 1, kind: textWrites},
+	{sql: "select case when i > 3 then w(i) else i end from generate_series(1, 5) i", columns: 1, kind: textWrites},
 	{sql: "select w(i), 1 / (2 - i) from generate_series(1, 3) i", columns: 2, kind: textWrites},
 	{sql: "do $$ begin perform w(1); end $$", kind: textWrites},
 	{sql: "call p($1)", args: "n", kind: textWrites},
@@ -174,7 +171,7 @@ var randomTexts = []randomText{
 	{sql: "begin; insert into log (what) values ('kept'); commit; select 1/0", columns: 1, kind: textSeveral},
 	{sql: "select 1; select 2", columns: 1, kind: textSeveral},
 	{sql: "select count(*) from items; insert into log (what) values ('second')", columns: 1, kind: textSeveral},
-	{sql: "select count(*) from items; select w(1)", columns: 1, kind: textSeveral, fault: "late write"},
+	{sql: "select count(*) from items; select w(1)", columns: 1, kind: textSeveral},
 	{sql: "begin; insert into log (what) values ('open')", kind: textSeveralSession},
 	{sql: "begin; select count(*) from log", columns: 1, kind: textSeveralSession},
 	{sql: "savepoint a; insert into log (what) values ('x')", kind: textSeveral},

@@ -27,7 +27,7 @@ func (g *randomGenerator) batch() *randomOp {
 		queries = append(queries, q)
 		shown += fmt.Sprintf(" %s %q %v;", q.callback, q.text.sql, q.args)
 	}
-	explicit := g.one(8) && (p.pools() || p.kind == onAcquired) && !skipsFault("commit in a batch")
+	explicit := g.one(8) && (p.pools() || p.kind == onAcquired)
 	if explicit {
 		add(query{text: randomText{sql: "begin", kind: textBlock}})
 	}
@@ -41,9 +41,6 @@ func (g *randomGenerator) batch() *randomOp {
 		}
 		reads = reads && (text.kind == textReads || text.kind == textFails)
 		callback := ""
-		if text.kind == textFails && how != "close" && skipsFault("error in a batch") {
-			text = randomTexts[0]
-		}
 		if g.one(3) {
 			callback = pick(g, "query", "query", "row", "exec", "fails", "panics")
 			if callback == "panics" && p.pools() {
@@ -60,7 +57,7 @@ func (g *randomGenerator) batch() *randomOp {
 	if how == "keep" {
 		g.opened[randomPlace{onBatch, slot}] = true
 	}
-	change := g.one(4) && !skipsFault("arguments read again")
+	change := g.one(4)
 	under := g.under(p, false)
 	if under == "canceled after" {
 		under = ""
@@ -209,9 +206,6 @@ func (g *randomGenerator) raw() *randomOp {
 	sql := pick(g, texts...)
 	second := pick(g, texts...)
 	how := pick(g, "exec", "exec two", "params", "prepared", "batch", "batch", "copy to", "copy from", "frontend")
-	if p.kind == onHijacked && skipsFault("raw pgconn hijacked") {
-		return g.look()
-	}
 	return &randomOp{text: fmt.Sprintf("%s raw %s %q %q", p, how, sql, second), run: func(m *randomMachine) {
 		conn := m.connAt(p)
 		if conn == nil || conn.IsClosed() {
@@ -272,9 +266,6 @@ func (g *randomGenerator) pipeline() *randomOp {
 	n := g.IntN(100)
 	insert := fmt.Sprintf("insert into log (what) values ('piped%d') returning k", n)
 	steps := []string{pick(g, insert, insert, "begin", "select 1", "select 1/0")}
-	if steps[0] == "begin" && skipsFault("refused begin in a pipeline") {
-		steps[0] = "select 1"
-	}
 	for range g.IntN(3) {
 		steps = append(steps, pick(g, "sync", insert, "select count(*) from log", "select 1/0", "select w(5)"))
 	}
@@ -286,7 +277,6 @@ func (g *randomGenerator) pipeline() *randomOp {
 	if steps[len(steps)-1] != "sync" {
 		steps = append(steps, "sync")
 	}
-	looks := !skipsFault("look between syncs")
 	return &randomOp{text: fmt.Sprintf("%s pipeline %q", p, steps), run: func(m *randomMachine) {
 		conn := m.connAt(p)
 		if conn == nil || conn.IsClosed() {
@@ -315,7 +305,7 @@ func (g *randomGenerator) pipeline() *randomOp {
 				m.rawResult(results.Read())
 			case *pgconn.PipelineSync:
 				m.note("sync", err)
-				if i > writes && looks {
+				if i > writes {
 					m.look("behind a sync")
 				}
 			default:

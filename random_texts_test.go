@@ -62,8 +62,8 @@ var randomTexts = []randomText{
 	{sql: "/* flyregion:primary */ select count(*) from items", columns: 1},
 	{sql: "/* flyregion:replica */ select count(*) from log", columns: 1},
 	{sql: "show search_path", columns: 1},
-	{sql: "select current_setting('transaction_read_only')", columns: 1},
-	{sql: "show default_transaction_read_only", columns: 1},
+	{sql: "select current_setting('transaction_read_only')", columns: 1, kind: textReadsPrimary},
+	{sql: "show default_transaction_read_only", columns: 1, kind: textReadsPrimary},
 	{sql: "select set_app($1)", args: "t", columns: 1},
 
 	{sql: "select last_value, is_called from seq", columns: 2, kind: textReadsPrimary},

@@ -15,7 +15,8 @@ const lagSQL = `select coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), ` +
 	`then coalesce(extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp()), 0) else 0 end, ` +
 	`pg_catalog.pg_is_in_recovery()`
 
-// measureLag asks the primary and every replica how far they are, all at once. Servers that do not answer are left out.
+// measureLag returns how far each replica is behind the primary. It asks all servers at the same time, and leaves out the
+// replicas that do not answer. If the primary does not answer it returns nil.
 func measureLag(ctx context.Context, p *primary, replicas []*replica) []lag {
 	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
@@ -48,6 +49,7 @@ func measureLag(ctx context.Context, p *primary, replicas []*replica) []lag {
 	return lags
 }
 
+// replicaLag is what one replica has reported. It is worth something only if ok is true.
 type replicaLag struct {
 	replayed   LSN
 	seconds    float64
@@ -55,7 +57,7 @@ type replicaLag struct {
 	ok         bool
 }
 
-// measureLag asks the replica on its watcher's connection, so that no read of the app has to wait.
+// measureLag asks the replica on the watcher's connection, so that it takes none of the app's.
 func (r *replica) measureLag(ctx context.Context) (l replicaLag) {
 	err := r.tracker.use(ctx, func(conn *pgconn.PgConn) error {
 		row, err := oneRow(ctx, conn, lagSQL)

@@ -15,30 +15,32 @@ import (
 
 var (
 	errNotReplayed = errors.New("flyregion: not replayed in time")
-	// errOutdated ends a wait for a position that no longer tells what a server shows: the session needs a later one.
+	// errOutdated ends a wait for a position that no standby can be checked against any more. The primary has to be asked
+	// for the session's position again.
 	errOutdated = errors.New("flyregion: the position is of no use any more")
 	// errClosedPool is what a closed pool returns, this package's and pgxpool's alike.
 	errClosedPool = puddle.ErrClosedPool
 )
 
 const (
-	// eagerPolls may follow one another without a pause, for an idle cluster replays a commit within a few of them, and
-	// another one each time that pollTime has passed: so a replica is asked 2,000 times a second at most.
+	// eagerPolls is how many polls may follow one another without a pause, because an idle cluster replays a commit
+	// within a few of them. One more is allowed each time that pollTime has passed. So a replica is polled 2,000 times a
+	// second at most, beside the first eagerPolls.
 	eagerPolls = 16
 	pollTime   = 500 * time.Microsecond
-	// eagerTime is how long after it made headway a replica is asked so. A replica that is further behind is asked in
-	// pauses of a part of the time that it has already been waited for, so that nobody waits much longer than he must.
+	// eagerTime is how long a replica is polled so after a wait has ended. Then the pause between two polls is the time
+	// since that, divided by pausePart, and at most maxPollPause. So a read waits little longer than replay takes.
 	eagerTime    = 2 * time.Millisecond
 	pausePart    = 4
 	maxPollPause = 5 * time.Millisecond
-	// waitForVersion is the first version of PostgreSQL with WAIT FOR LSN, which is told of replay and does not poll for
-	// it. It is not a function for a reason that holds for any loop in a function too: that would hold a snapshot,
-	// which can hold up the replay that it waits for. See https://www.postgresql.org/docs/19/sql-wait.html.
+	// waitForVersion is the first version of PostgreSQL with WAIT FOR LSN, which waits in the server without polling. A
+	// loop in a function is no substitute: it holds a snapshot, which can delay the replay that it waits for. See
+	// https://www.postgresql.org/docs/19/sql-wait.html.
 	waitForVersion = 190000
-	// serverWait bounds one WAIT FOR LSN, so that somebody who comes later with a lower position does not wait much
-	// longer than for his own.
+	// serverWait bounds one WAIT FOR LSN, so that a later read with a lower position does not wait much longer than for
+	// its own.
 	serverWait = 10 * time.Millisecond
-	// missedTime is how long a wait in vain spares others theirs, unless the replica catches up before.
+	// missedTime is how long other reads do not wait after a wait in vain, unless the replica catches up before.
 	missedTime = time.Second
 	// watcherIdleTime is how long a watcher's connection is kept after the last wait.
 	watcherIdleTime = 30 * time.Second
@@ -46,46 +48,47 @@ const (
 	watcherTimeout = 2 * time.Second
 )
 
-// tracker knows how far one region's replica has replayed, and wakes those who wait for a position. However many wait,
-// one watcher asks, on a connection of its own; while nobody waits nothing runs.
+// tracker follows how far one region's replica has replayed, and wakes the reads that wait for a position. One goroutine,
+// the watcher, asks the replica for all of them, on a connection of its own. It runs only while a read waits.
 type tracker struct {
 	trust
 	conns     *puddle.Pool[*pgconn.PgConn] // of size one: the watcher's
 	ctx       context.Context              // ends when the tracker stops
 	stop      context.CancelFunc
-	latest    atomic.Pointer[report] // what a server of the region said last
-	missed    atomic.Pointer[miss]   // nil when nobody has waited in vain lately
-	checking  atomic.Bool            // somebody looks whether what was missed is shown
-	checkedAt atomic.Int64           // when somebody last began to, in nanoseconds since 1970
+	latest    atomic.Pointer[report] // the report that was asked for last, of any server of the region
+	missed    atomic.Pointer[miss]   // the latest wait in vain, nil if there was none lately
+	checking  atomic.Bool            // checkInBackground runs
+	checkedAt atomic.Int64           // when it began last, in nanoseconds since 1970
 
 	reconnects reconnectLimiter
 
-	// mu guards the following fields, and that done is not added to once the tracker has stopped.
+	// mu guards the following fields and the waiters' index. It is also held to add to done, which must not happen once
+	// stopped is true.
 	mu       sync.Mutex
 	waiters  waiterHeap
-	watching bool
-	stopped  bool
-	idle     *time.Timer // closes the watcher's connection
+	watching bool        // the watcher runs
+	stopped  bool        // close was called
+	idle     *time.Timer // closes the watcher's connection; nil until that is first scheduled
 
-	done sync.WaitGroup
+	done sync.WaitGroup // the goroutines of the tracker
 
-	// Of the watcher alone: how many polls it may still make without a pause, and as of when.
+	// Only the watcher uses the following fields: how many polls it may make without a pause, and when that was computed.
 	eager float64
 	paced time.Time
 }
 
-// miss is a wait in vain. While the replica does not show what was waited for nobody else need wait for it.
+// miss is a wait in vain. Other reads do not wait for the replica until it has replayed what this one waited for.
 type miss struct {
 	state sessionState
 	at    time.Time
 }
 
-// newTracker returns a tracker whose watcher connects with connect, and which calls renew when there is a newer primary
-// than the one that primary holds. It does no I/O.
-func newTracker(primary *atomic.Pointer[identity], renew func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
-	t := &tracker{trust: trust{primary: primary}, reconnects: reconnectLimiter{reconnect: renew}}
+// newTracker returns a tracker whose watcher connects with connect, and which calls reconnect when a standby follows a
+// newer primary than the one that primary holds. It does no I/O.
+func newTracker(primary *atomic.Pointer[identity], reconnect func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
+	t := &tracker{trust: trust{primary: primary}, reconnects: reconnectLimiter{reconnect: reconnect}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
-	// puddle refuses nothing but a size below one.
+	// NewPool's only error is about a size below one.
 	t.conns, _ = puddle.NewPool(&puddle.Config[*pgconn.PgConn]{
 		MaxSize: 1,
 		Constructor: func(ctx context.Context) (*pgconn.PgConn, error) {
@@ -98,16 +101,17 @@ func newTracker(primary *atomic.Pointer[identity], renew func(), connect func(co
 	return t
 }
 
-// closeConn ends a connection without making anybody wait long for its server.
+// closeConn closes a connection. It waits a second at most for the server.
 func closeConn(conn *pgconn.PgConn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = conn.Close(ctx)
 }
 
-// wait returns once the replica shows what state covers, as told by a report that was asked for after a given time. It
-// returns errNotReplayed when limit has passed, errOutdated when another position has to be asked for, the error of ctx
-// when that ends, errClosedPool when the pool closes, and the watcher's error when the replica cannot be asked.
+// wait returns nil when the replica has replayed what state covers, by a report that was asked for after a time of clock.
+// It returns errNotReplayed when limit has passed, errOutdated when the primary has to be asked for another position, the
+// error of ctx when that ends, errClosedPool when the pool closes, and the watcher's error when the replica cannot be
+// asked.
 func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, limit time.Duration) error {
 	if done, err := t.checkLatest(state, after); done {
 		return err
@@ -125,7 +129,7 @@ func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, li
 		return err
 	case <-timer.C:
 		t.remove(w)
-		// An answer may have arrived together with the timer, and on any connection.
+		// An answer may have arrived at the same time as the timer, and on any connection to the replica.
 		select {
 		case err := <-w.woken:
 			return err
@@ -141,7 +145,8 @@ func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, li
 	}
 }
 
-// checkLatest reports whether what is known, of after a given time, is enough to end a wait, and how.
+// checkLatest reports whether the latest report ends a wait, and with which error. A report that was asked for before a
+// time of clock does not count.
 func (t *tracker) checkLatest(state sessionState, after uint64) (done bool, err error) {
 	o := t.latest.Load()
 	if o == nil || o.asked <= after {
@@ -164,7 +169,7 @@ func (t *tracker) replayed() LSN {
 	return 0
 }
 
-// note takes in what a server of the region has said.
+// note takes account of a report from a server of the region.
 func (t *tracker) note(o *report) {
 	for {
 		old := t.latest.Load()
@@ -185,11 +190,11 @@ func (t *tracker) note(o *report) {
 // miss notes a wait in vain.
 func (t *tracker) miss(state sessionState) {
 	t.missed.Store(&miss{state: state, at: time.Now()})
-	// The answer may have come meanwhile.
+	// A report may have arrived in the meantime.
 	t.recheckMiss()
 }
 
-// recheckMiss forgets what was missed if it is shown.
+// recheckMiss forgets the wait in vain if the replica has replayed its position by now.
 func (t *tracker) recheckMiss() {
 	m, o := t.missed.Load(), t.latest.Load()
 	if m != nil && o != nil && t.verdict(o, m.state) == caughtUp {
@@ -197,6 +202,7 @@ func (t *tracker) recheckMiss() {
 	}
 }
 
+// add puts a waiter in the heap, and starts the watcher if it does not run.
 func (t *tracker) add(w *waiter) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -215,7 +221,8 @@ func (t *tracker) add(w *waiter) error {
 	return nil
 }
 
-// background runs f as long as the tracker does. It reports false if the tracker has stopped.
+// background runs f in a goroutine, with a context that ends when the tracker stops. It reports false, and does not run
+// f, if the tracker has stopped.
 func (t *tracker) background(f func(context.Context)) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -226,6 +233,7 @@ func (t *tracker) background(f func(context.Context)) bool {
 	return !t.stopped
 }
 
+// remove takes a waiter out of the heap, if it is still there.
 func (t *tracker) remove(w *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -235,7 +243,7 @@ func (t *tracker) remove(w *waiter) {
 	}
 }
 
-// watch asks the replica as long as somebody waits.
+// watch is the watcher: it asks the replica as long as a read waits.
 func (t *tracker) watch() {
 	headway := time.Now()
 	paced := false
@@ -246,7 +254,7 @@ func (t *tracker) watch() {
 		}
 		if !paced && !t.serverWaits(need) && t.pace(time.Since(headway)) {
 			paced = true
-			continue // they may have left meanwhile
+			continue // the waits may have ended in the meantime
 		}
 		paced = false
 		o, err := t.observe(t.ctx, need)
@@ -260,14 +268,14 @@ func (t *tracker) watch() {
 	}
 }
 
-// serverWaits reports whether the server answers a question for need only when something has happened.
+// serverWaits reports whether the server can be asked to wait itself until it has replayed need.
 func (t *tracker) serverWaits(need LSN) bool {
 	last := t.latest.Load()
 	return last != nil && last.recovering && last.version >= waitForVersion && last.position < need
 }
 
-// pace lets as much time pass as there must be before the next question, when the replica has made no headway for a while,
-// and reports whether it was any. Only the watcher calls it.
+// pace sleeps for the pause that is due before the next poll, and reports whether there was any. waited is the time since
+// the last poll that ended a wait. Only the watcher calls it.
 func (t *tracker) pace(waited time.Duration) bool {
 	now := time.Now()
 	t.eager = min(t.eager+float64(now.Sub(t.paced))/float64(pollTime), eagerPolls) - 1
@@ -294,7 +302,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// lowest returns the lowest position that somebody waits for. If nobody waits the watcher counts as stopped.
+// lowest returns the lowest position that a read waits for. If no read waits, the watcher counts as stopped and must
+// return.
 func (t *tracker) lowest() (need LSN, anybody bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -314,14 +323,14 @@ func (t *tracker) disconnect() {
 	}
 }
 
-// observe asks the replica once and remembers the answer. If the replica can, it answers when it has replayed need or
-// when serverWait has passed; a zero need is answered at once.
+// observe asks the replica for one report and notes it. A replica with WAIT FOR LSN answers when it has replayed need or
+// when serverWait has passed. If need is 0 it answers without waiting.
 func (t *tracker) observe(ctx context.Context, need LSN) (*report, error) {
 	sql := ""
 	if t.serverWaits(need) {
 		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw)", need, serverWait.Milliseconds())
 	}
-	// A connection may have died without a word, and nobody else tells.
+	// Nothing else ends a call on a connection that the network has dropped.
 	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
 	var o report
@@ -336,8 +345,8 @@ func (t *tracker) observe(ctx context.Context, need LSN) (*report, error) {
 	return &o, nil
 }
 
-// lagging reports whether the replica is known to be further behind than a wait can make up for. It has somebody look in
-// the background whether it still is, so that reads come home.
+// lagging reports whether the replica is further behind than a read would wait, as a wait in vain has shown. If so, the
+// replica is asked in the background whether it still is, so that reads return to it.
 func (t *tracker) lagging() bool {
 	m := t.missed.Load()
 	if m == nil {
@@ -345,7 +354,7 @@ func (t *tracker) lagging() bool {
 	}
 	now := time.Now()
 	if primary := t.primary.Load(); now.Sub(m.at) > missedTime || primary == nil || primary.server != m.state.origin {
-		// A failover may have lost the position, and then it says nothing about the replica.
+		// A failover may have lost the position, and then the replica never replays it.
 		t.missed.CompareAndSwap(m, nil)
 		return false
 	}
@@ -353,7 +362,7 @@ func (t *tracker) lagging() bool {
 	return true
 }
 
-// checkInBackground has somebody ask the replica in the background, unless somebody does already or has just done so.
+// checkInBackground asks the replica in the background, unless that is under way or has just been done.
 func (t *tracker) checkInBackground(now time.Time) {
 	if now.UnixNano()-t.checkedAt.Load() <= int64(maxPollPause) || !t.checking.CompareAndSwap(false, true) {
 		return
@@ -367,8 +376,8 @@ func (t *tracker) checkInBackground(now time.Time) {
 	}
 }
 
-// answers reports whether the replica says anything within a few seconds. The watcher's connection may be dead and the
-// replica alive, so that it takes a new one to be sure.
+// answers reports whether the replica answers within a few seconds. It asks twice, because the watcher's connection may be
+// dead although the replica is alive: the second time the connection is new.
 func (t *tracker) answers(ctx context.Context) bool {
 	before := clock.Add(1)
 	for _, limit := range []time.Duration{watcherTimeout / 2, watcherTimeout} {
@@ -400,7 +409,7 @@ func (t *tracker) use(ctx context.Context, f func(*pgconn.PgConn) error) error {
 	return nil
 }
 
-// scheduleDisconnect lets the watcher's connection be closed in a while, unless somebody waits. mu must be held.
+// scheduleDisconnect has the watcher's connection closed after watcherIdleTime, unless the watcher runs. mu must be held.
 func (t *tracker) scheduleDisconnect() {
 	switch {
 	case t.watching || t.stopped:
@@ -411,13 +420,13 @@ func (t *tracker) scheduleDisconnect() {
 	}
 }
 
-// wake ends the waits that o decides, and reports whether there were any.
+// wake ends the waits that the report o decides, and reports whether there were any.
 func (t *tracker) wake(o *report) (any bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
-	// The heap is ordered by position. Who came after the question was sent waits for the next one, and who waits for a
-	// server that is not trusted waits on.
+	// The heap is ordered by position. A read that began to wait after the report was asked for waits for the next
+	// report, and a read whose verdict is behind waits on.
 	primary := t.primary.Load()
 	if primary == nil || o.recovering && !sameLog(o, primary) {
 		return false
@@ -446,6 +455,7 @@ func (t *tracker) wake(o *report) (any bool) {
 	return any
 }
 
+// wakeAll ends every wait with err.
 func (t *tracker) wakeAll(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -455,7 +465,7 @@ func (t *tracker) wakeAll(err error) {
 	}
 }
 
-// close ends every wait and closes the watcher's connection. When it returns nothing of the tracker runs.
+// close ends every wait and closes the watcher's connection. When it returns, no goroutine of the tracker runs.
 func (t *tracker) close() {
 	t.mu.Lock()
 	t.stopped = true

@@ -17,15 +17,15 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// ErrReplicaLag is what errors of a read are that was told with [WithReplica] to run on a replica, and whose session's
-// writes were not replayed there in time. errors.As with a [*ReplicaLagError] gives the positions.
+// ErrReplicaLag is the error of a read under [WithReplica] whose session's writes were not replayed on the replica within
+// [Config.MaxReplicaWait]. Test for it with errors.Is; errors.As with a [*ReplicaLagError] gives the positions.
 var ErrReplicaLag = errors.New("replica has not replayed the session's writes")
 
-// ReplicaLagError says how far a replica was behind what a read had to see. errors.Is(err, ErrReplicaLag) is true.
+// ReplicaLagError says how far a replica was behind what a read had to see. It is an [ErrReplicaLag].
 type ReplicaLagError struct {
 	Region   string
-	Required LSN // what the session wrote
-	Replayed LSN // what the replica had replayed when it was last asked, 0 if it may be of another log than the primary's
+	Required LSN // the position of the session's last write
+	Replayed LSN // the replica's replay position when it was last asked, 0 if that may be in another log than the primary's
 }
 
 func (e *ReplicaLagError) Error() string {
@@ -38,15 +38,16 @@ func (e *ReplicaLagError) Error() string {
 // Is reports whether target is ErrReplicaLag.
 func (e *ReplicaLagError) Is(target error) bool { return target == ErrReplicaLag }
 
-// replicaConn is what is known of one connection to a replica. Only the connection's user touches it.
+// replicaConn is the state of one connection to a replica. Nothing guards it: only who has acquired the connection uses it,
+// and pgxpool when it closes the connection.
 type replicaConn struct {
-	report *report
-	opened uint64 // when the first report had been received
-	held   bool   // it is not with a read of this package's, and counts as held
-	closed bool   // it no longer counts as open
+	report *report // the latest one of this connection
+	opened uint64  // when the first report had been received, by this process's clock
+	held   bool    // it counts in the replica's held
+	closed bool    // it no longer counts in the replica's open
 }
 
-// openedAt returns when a connection was opened, 0 if it was not for reading.
+// openedAt returns when a connection was opened, by this process's clock.
 func openedAt(conn *pgx.Conn) uint64 {
 	if c := replicaConnOf(conn); c != nil {
 		return c.opened
@@ -63,31 +64,32 @@ func replicaConnOf(conn *pgx.Conn) *replicaConn {
 type replica struct {
 	region  string
 	pool    *pgxpool.Pool
-	db      driver.Connector // to the pool, as database/sql needs it
+	db      driver.Connector // to the pool, for database/sql
 	tracker *tracker
-	// limit bounds, in time, how long a read may be held up by connecting to the replica.
-	limit time.Duration
+	limit   time.Duration // how long a read waits for a connection, or for an answer about the server, at most
 
-	// Of the pool's connections: those that are open, those that a read of this package has or waits for, and those that
-	// the app has taken, which may be back or hijacked without anybody having told. So open-used-held is never more
-	// than the idle ones.
+	// These count the pool's connections: open, used by a read of this package (or waited for), and held by the app.
+	// pgxpool does not tell when the app releases or hijacks one, so it counts as held until it is acquired again or
+	// closed. So open-used-held is at most the number of idle connections, but for moments in which pgxpool opens or closes
+	// one by itself.
 	open, used, held atomic.Int32
-	answered         atomic.Int64 // when a connection was last had, in nanoseconds since 1970
+	answered         atomic.Int64 // when a read last acquired a connection, in nanoseconds since 1970
 
-	hooked bool // the app looks at every connection that is acquired
+	hooked bool // the config has a PrepareConn, whose error must not count against the replica
 
 	health health
 	guard  *guard
 }
 
-// hookError is an error of the app's own hook, which says nothing about the replica.
+// hookError is an error of the app's PrepareConn, which tells nothing about the replica.
 type hookError struct{ err error }
 
 func (e *hookError) Error() string { return e.err.Error() }
 
+// prepareKey is where the context of an acquisition keeps its *hookError.
 type prepareKey struct{}
 
-// hookFailed returns the error of the app's own hook, nil if err is none.
+// hookFailed returns the error of the app's PrepareConn, nil if err is none.
 func hookFailed(err error) error {
 	var hook *hookError
 	if errors.As(err, &hook) {
@@ -96,8 +98,8 @@ func hookFailed(err error) error {
 	return nil
 }
 
-// up reports whether the replica is thought to be reachable. If not, and if it is time, it lets somebody find out in the
-// background; no read waits for that.
+// up reports whether the replica counts as reachable. If not, and if it is time to try, it is probed in the background: no
+// read waits for that.
 func (r *replica) up() bool {
 	if r.health.retryAt.Load() == 0 {
 		return true
@@ -108,7 +110,7 @@ func (r *replica) up() bool {
 	return false
 }
 
-// probe asks the replica whether it is back.
+// probe asks the replica for a report, and notes whether it can be reached.
 func (r *replica) probe(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
@@ -120,13 +122,13 @@ func (r *replica) probe(ctx context.Context) {
 	r.health.recover()
 }
 
-// pooledConn is a connection of a replica's pool, in the form that its user needs.
+// pooledConn is a connection of a replica's pool, as pgxpool or as database/sql wraps it.
 type pooledConn interface {
 	*pgxpool.Conn | *stdlib.Conn
 	Conn() *pgx.Conn
 }
 
-// connSource takes connections out of a replica's pool in one of the forms, and puts them back.
+// connSource acquires connections of one type from a replica's pool, and releases them.
 type connSource[C pooledConn] struct {
 	acquire func(context.Context, *replica) (C, error)
 	release func(*replica, C)
@@ -137,8 +139,8 @@ var plainConns = connSource[*pgxpool.Conn]{
 	release: (*replica).release,
 }
 
-// acquireConn returns a connection. A replica that has none to give within limit counts as unreachable for a while,
-// whether it does not answer or all of its connections are in use.
+// acquireConn acquires a connection to a replica. A replica without one within limit counts as unreachable for a while,
+// whether it does not answer or all of its connections are in use. An error of the app's PrepareConn is a hookError.
 func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[C]) (conn C, err error) {
 	now := time.Now()
 	limited := ctx
@@ -168,7 +170,7 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 	c := replicaConnOf(conn.Conn())
 	r.unhold(c)
 	if err := r.tracker.checkCluster(c.report, r.region); err != nil {
-		// It was made before the primary was known.
+		// The connection was opened before the primary's first report.
 		_ = conn.Conn().Close(ctx)
 		from.release(r, conn)
 		r.health.fail()
@@ -178,13 +180,12 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 	return conn, nil
 }
 
-// hasIdle reports whether a connection can be had at once, as far as is known.
+// hasIdle reports whether a connection can probably be acquired without waiting.
 func (r *replica) hasIdle() bool {
 	return r.used.Load() < r.open.Load()-r.held.Load()
 }
 
-// hold notes that somebody acquires a connection from the pool. If that is a read of this package, unhold follows. Nobody
-// tells when the app gives one back: it counts as held until it is acquired again or closed.
+// hold counts a connection that is acquired as held by the app. If a read of this package has acquired it, unhold follows.
 func (r *replica) hold(c *replicaConn) {
 	if !c.held {
 		c.held = true
@@ -192,6 +193,7 @@ func (r *replica) hold(c *replicaConn) {
 	}
 }
 
+// unhold is the reverse of hold.
 func (r *replica) unhold(c *replicaConn) {
 	if c.held {
 		c.held = false
@@ -199,21 +201,21 @@ func (r *replica) unhold(c *replicaConn) {
 	}
 }
 
-// handOver lets the app have a connection for as long as it likes.
+// handOver gives a connection that this package has acquired to the app.
 func (r *replica) handOver(conn *pgx.Conn) {
 	r.hold(replicaConnOf(conn))
 	r.used.Add(-1)
 }
 
-// done notes that a read gives its connection back.
+// done counts that a read is about to release its connection.
 func (r *replica) done(conn *pgx.Conn) {
 	if conn.IsClosed() {
-		r.closed(replicaConnOf(conn)) // the pool says so later
+		r.closed(replicaConnOf(conn)) // pgxpool calls BeforeClose later
 	}
 	r.used.Add(-1)
 }
 
-// closed notes that a connection is closed, or as good as that.
+// closed counts a connection that is closed or about to be. Further calls do nothing.
 func (r *replica) closed(c *replicaConn) {
 	r.unhold(c)
 	if !c.closed {
@@ -222,20 +224,21 @@ func (r *replica) closed(c *replicaConn) {
 	}
 }
 
-// release gives a connection back.
+// release releases a connection that a read has used.
 func (r *replica) release(conn *pgxpool.Conn) {
 	r.done(conn.Conn())
 	conn.Release()
 }
 
-// verdict reports whether a read on conn sees everything that state covers, as far as is known.
+// verdict reports whether a read on conn sees everything that state covers, by the reports so far. A report of another
+// connection counts if it is of the same server and was asked for after conn was opened.
 func (r *replica) verdict(conn *pgx.Conn, state sessionState) verdict {
 	if state.position == 0 {
 		return caughtUp
 	}
 	c := replicaConnOf(conn)
 	if c.report.pooled {
-		return behind // the server may have crashed behind the pooler, and be older now
+		return behind // the server behind the pooler may have crashed since, and have replayed less now
 	}
 	if v := r.tracker.verdict(c.report, state); v != behind {
 		return v
@@ -247,8 +250,8 @@ func (r *replica) verdict(conn *pgx.Conn, state sessionState) verdict {
 	return r.tracker.verdict(o, state)
 }
 
-// ask brings what is known of conn up to date, and reports whether a read on it sees everything that state covers. A
-// replica that does not answer counts as unreachable for a while.
+// ask asks for a report on conn, and reports whether a read on it sees everything that state covers. A replica that does
+// not answer within limit counts as unreachable for a while.
 func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (verdict, error) {
 	limited, cancel := context.WithTimeout(ctx, r.limit)
 	defer cancel()
@@ -268,8 +271,8 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 // pooled reports whether a connection leads to a pooler.
 func pooled(conn *pgx.Conn) bool { return replicaConnOf(conn).report.pooled }
 
-// noReportError returns the error of a read that has waited in vain and did not ask for itself. What was said before a time does
-// not count.
+// noReportError returns the error of a read that has waited in vain and has not asked on a connection of its own. Reports
+// that were asked for before a time of clock do not count.
 func (r *replica) noReportError(state sessionState, after uint64) error {
 	o := r.tracker.latest.Load()
 	if o == nil || o.asked <= after {
@@ -278,7 +281,7 @@ func (r *replica) noReportError(state sessionState, after uint64) error {
 	return r.lagError(o, state)
 }
 
-// lagError is the error of a read that needs what state covers and a server that has said o.
+// lagError returns the error of a read that needs what state covers, from a server whose report is o.
 func (r *replica) lagError(o *report, state sessionState) error {
 	replayed := o.position
 	if replayed >= state.position {
@@ -287,8 +290,8 @@ func (r *replica) lagError(o *report, state sessionState) error {
 	return &ReplicaLagError{Region: r.region, Required: state.position, Replayed: replayed}
 }
 
-// validate is the ValidateConnect of a replica's connections. Any server of the cluster will do whose sessions are
-// read-only: one that is no standby shows everything, or is found out by its verdict.
+// validate is the ValidateConnect of a replica's connections. It accepts any server of the primary's cluster on which the
+// session is read-only, the primary too. Whether the server has replayed enough is decided for each read.
 func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	report, err := askReport(ctx, conn)
 	if err != nil {
@@ -313,13 +316,13 @@ func (r *replica) close() {
 	r.guard.close()
 }
 
-// newReplica makes a replica's pool and tracker from its configuration. limit bounds how long a read may be held up by
-// connecting, and by a lock that replay holds.
+// newReplica makes a replica's pool and tracker from its configuration. limit bounds how long a read waits for a
+// connection, and for a lock that replay holds.
 func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.Config, limit time.Duration) (_ *replica, err error) {
 	r := &replica{region: region, limit: limit}
 
-	// A standby refuses writes by itself. The session refuses them also when the standby is promoted, so that a read
-	// that was lost with its connection has done nothing and can run again.
+	// A standby refuses writes by itself. The session refuses them even after the standby was promoted. So a statement that
+	// was lost with its connection has written nothing, and can run on the primary.
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	limitLocks(config.ConnConfig.RuntimeParams, limit)
 
@@ -340,8 +343,8 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 		if err != nil {
 			return nil, err
 		}
-		known := conn.CustomData()[customDataKey].(*replicaConn) // that validate has left
-		if err := prepareReport(ctx, conn, known.report); err != nil {
+		validated := conn.CustomData()[customDataKey].(*replicaConn) // by validate
+		if err := prepareReport(ctx, conn, validated.report); err != nil {
 			closeConn(conn)
 			return nil, err
 		}
@@ -394,8 +397,8 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 	return r, nil
 }
 
-// limitLocks makes sessions wait for a lock no longer than limit, unless the app says how long. What locks a table on the
-// primary locks it on a standby too, until the end of the transaction is replayed, which may take any time.
+// limitLocks sets lock_timeout to limit, unless the app has set it. What locks a table on the primary locks it on a standby
+// too, until the end of the transaction is replayed. That may take any time.
 func limitLocks(params map[string]string, limit time.Duration) {
 	const name = "lock_timeout"
 	if params[name] == "" && !strings.Contains(params["options"], name) {
@@ -403,15 +406,16 @@ func limitLocks(params map[string]string, limit time.Duration) {
 	}
 }
 
-// neverReset keeps database/sql from using a connection to a replica again: the next user may have written something
-// that it does not show.
+// neverReset keeps database/sql from reusing a connection to a replica: the next statement may need a write that the server
+// has not replayed.
 func neverReset(context.Context, *pgx.Conn) error { return driver.ErrBadConn }
 
 // health remembers that a replica could not be reached, so that reads do not wait for it one after the other.
 type health struct {
-	retryAt atomic.Int64 // in nanoseconds since 1970; 0 while the replica can be reached
-	mu      sync.Mutex
-	pause   time.Duration
+	retryAt atomic.Int64 // when the next probe is due, in nanoseconds since 1970; 0 while the replica counts as reachable
+
+	mu    sync.Mutex    // guards pause, and is held by fail and recover to set both
+	pause time.Duration // until the next probe; it doubles with each failure
 }
 
 const (
@@ -428,7 +432,7 @@ func (h *health) fail() {
 	h.retryAt.Store(time.Now().Add(h.pause).UnixNano())
 }
 
-// recover notes that it could.
+// recover notes that the replica could be reached.
 func (h *health) recover() {
 	if h.retryAt.Load() == 0 {
 		return
@@ -440,7 +444,7 @@ func (h *health) recover() {
 	h.retryAt.Store(0)
 }
 
-// claimProbe reports whether it is time to try again, to one caller.
+// claimProbe reports whether a probe is due. Of concurrent callers it tells one.
 func (h *health) claimProbe() bool {
 	at := h.retryAt.Load()
 	now := time.Now()

@@ -10,44 +10,44 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// clock orders what this process does to its servers: a number drawn from it is higher than all that were drawn before.
-// It decides what was learned after what, which wall time, that may stand still or jump, cannot.
+// clock orders what happens in this process: each number that is drawn from it is higher than all before. Wall time cannot
+// do that, as it may stand still or jump.
 var clock atomic.Uint64
 
-// customDataKey is where a connection keeps what this package knows of it: a *primaryConn or a *replicaConn.
+// customDataKey is where a connection's CustomData has its *primaryConn or *replicaConn.
 const customDataKey = "github.com/flyregion/flyregion"
 
-// serverID tells one run of one server from every other: the time its postmaster started, in microseconds since 1970.
-// Addresses cannot do that, as Fly's proxy and DNS lead one name to many machines. A crash of a backend leaves the
-// postmaster and so the serverID as they were, but closes every connection.
+// serverID identifies one run of one server: the time its postmaster started, in microseconds since 1970. Addresses cannot
+// do that, as Fly's proxy and DNS lead one name to many machines. A crash of a backend does not change the serverID, but it
+// closes every connection.
 type serverID int64
 
-// report is what a server says about itself.
+// report is a server's answer to reportSQL. It is immutable once it was parsed.
 type report struct {
 	asked  uint64 // when the question was sent, by this process's clock
 	server serverID
-	// system names the cluster: a primary and its standbys have the same, copies too. It is 0 if the role may not ask.
+	// system identifies the cluster: a primary, its standbys and copies of them have the same. It is 0 if the role may not
+	// see it.
 	system     uint64
 	recovering bool // a standby
-	readOnly   bool // this session's transactions: those on a standby, or of a session that is read-only by default
-	// readOnlyDefault is whether they are also when the server is no standby.
+	readOnly   bool // transaction_read_only, which is on for every transaction on a standby
+	// readOnlyDefault is default_transaction_read_only, which keeps the session read-only when its server is promoted.
 	readOnlyDefault bool
-	pooled          bool // the session is not the connection's own: a pooler may lead each transaction to another
+	pooled          bool // a pooler is in between, and may run each transaction in another session
 
-	// position is how far a standby has replayed, and how far any other server has flushed its log.
+	// position is the replay position of a standby, and the flush position of any other server.
 	position LSN
-	// received is the end of what a standby has got of the log, 0 as long as that is not known: a standby that was started
-	// says so when it has replayed all that it had, and begins to stream.
+	// received is the end of what a standby has received of the log. It is 0 from the start of the standby until it streams.
 	received LSN
-	// timeline is that of a primary's log. A standby's log is of this timeline or a newer one; of this one if it streams
-	// and the role may know. It is 0 if the role may not ask.
+	// timeline is that of a primary's log. A standby's log is of this timeline or a newer one; of exactly this one if it
+	// streams and the role may see that. It is 0 if the role may not see it.
 	timeline int
 	version  int // server_version_num, such as 150018
 }
 
-// reportSQL works on PostgreSQL 10 and newer. A standby's position is asked before its timeline, so that the timeline holds
-// for all that is before the position. What a standby streams is told to those who have the privileges of
-// pg_read_all_stats, and null to others. The control file lags behind until the next restartpoint.
+// reportSQL works on PostgreSQL 10 and newer. A standby's position is read before its timeline, so that the timeline holds
+// for all that comes before the position. The timeline that a standby streams is null for roles without the privileges of
+// pg_read_all_stats. The control file is updated at the next restartpoint.
 const (
 	reportSQL = reportStart +
 		`case when pg_catalog.pg_is_in_recovery() then greatest(` +
@@ -92,7 +92,7 @@ func ask(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
 	return parseReport(row, asked, conn)
 }
 
-// isRefused reports whether an error says that a role may not call a function, or that the server does not have it.
+// isRefused reports whether the role may not call a function, or the server does not have it.
 func isRefused(err error) bool {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
@@ -105,11 +105,11 @@ func isRefused(err error) bool {
 	return false
 }
 
-// preparedReport is the name of the report on a connection that asks often: planning takes the server longer than the
-// rest.
+// preparedReport is the name of the prepared statement on a connection that asks often: planning takes the server longer
+// than all else.
 const preparedReport = "flyregion_report"
 
-// prepareReport prepares the report that r was the answer to.
+// prepareReport prepares the SQL that r is the answer to.
 func prepareReport(ctx context.Context, conn *pgconn.PgConn, r *report) error {
 	sql := reportSQL
 	if r.system == 0 {
@@ -187,26 +187,26 @@ func parseReport(row [][]byte, asked uint64, conn *pgconn.PgConn) (r report, err
 		system:          uint64(number(9, "system_identifier")),
 	}
 	if r.received > 0 {
-		// It is told from the beginning of a file of the log on.
+		// A standby that begins to stream reports the beginning of a WAL file, which may be before its replay position.
 		r.received = max(r.received, r.position)
 	}
 	return r, err
 }
 
-// identity tells one primary from another, and what it was when this process first heard of it.
+// identity identifies a primary, and has what it first reported to this process. It is immutable.
 type identity struct {
 	server   serverID
 	system   uint64
 	timeline int
-	flushed  LSN    // how far its log went
-	since    uint64 // when that had been received, by this process's clock
+	flushed  LSN    // the flush position in its first report
+	since    uint64 // when that report had been received, by this process's clock
 }
 
-// identityOf returns the identity of a primary that a report has just been received from: the one that is known already,
-// if it is the same.
-func identityOf(known *identity, r *report) *identity {
-	if known != nil && known.server == r.server && known.system == r.system && known.timeline == r.timeline {
-		return known
+// identityOf returns the identity of a primary that a report has just been received from. It is the current one if the
+// primary is the same.
+func identityOf(current *identity, r *report) *identity {
+	if current != nil && current.server == r.server && current.system == r.system && current.timeline == r.timeline {
+		return current
 	}
 	return &identity{server: r.server, system: r.system, timeline: r.timeline, flushed: r.position, since: clock.Add(1)}
 }

@@ -7,58 +7,58 @@ import (
 	"time"
 )
 
-// A read may run on a standby if the standby shows what the read's session has written: all that comes before a position
-// in the log of the primary that the process writes to. That a standby says that it has replayed this position is not
-// enough, as it may have replayed another log. This is why verdict is right:
+// A read may run on a standby that has replayed what the read's session has written: all that comes before a position in
+// the log of the primary that the process writes to. That a standby has a replay position past it is not enough, as it
+// may have replayed another log. This is why verdict is right:
 //
 //   - A standby of another cluster has another system identifier.
 //   - A promotion begins a new timeline at some position of the old one. A standby goes over to the new one only if it has
-//     replayed nothing behind that position. So if it streams the primary's timeline, or if its control file has got
+//     replayed nothing past that position. So if it streams the primary's timeline, or if its control file has got
 //     there, all that it has replayed is in the primary's log. If neither says so it may hold a lost branch, follow the
 //     primary that was demoted or one of its standbys, or replay what it had when it was killed. If it is on a newer
-//     timeline there is a newer primary, which the process has to find.
+//     timeline, there is a newer primary, and the process has to connect to that one.
 //   - A primary that was put back to an older copy of itself goes on with the same timeline and uses positions again that
-//     its standbys know already. So does a primary that was promoted at the same time as another one. When it is
-//     another server that says it is the primary, what a standby has got by then may be of the lost branch: it is asked
-//     for that end once, after the primary was first heard of. A position at the end or behind it is one that a standby of
-//     a lost branch does not get to, as the next record that the primary sends does not fit behind its own. So a
-//     standby proves itself by a position that is behind the end, whatever is asked of it. What it has got is not known
-//     while it replays what it had when it was started.
+//     its standbys have already. So does a primary that was promoted at the same time as another one. When another
+//     server reports that it is the primary, what a standby has received by then may be of the lost branch. So each
+//     standby is asked once for the end of what it has received, after the first report of that primary. A standby of a
+//     lost branch replays nothing past this end, as the next record that the primary sends does not follow its own
+//     last one. So a standby proves that it is in the primary's log by a position past the end, and a read that needs
+//     a position at the end or past it gets that proof with it. A standby does not report the end while it replays
+//     what it had when it was started.
 //
-// What remains are two primaries at a time with the same timeline, each with standbys of its own that stream from it: no
-// standby is ahead then, and nothing that it says tells them apart. And a role without the privilege to know what a standby
-// streams learns that it has gone over to a newer timeline only from its control file.
+// One case is not covered: two primaries at a time with the same timeline, each with standbys of its own that stream from
+// it. No standby is ahead then, and no report tells them apart. And to a role that may not see what a standby streams, a
+// standby shows that it has gone over to a newer timeline only by its control file, which is later.
 
-// verdict is the answer to the question whether a server shows what a read needs.
+// verdict says whether a server has replayed what a read needs.
 type verdict uint8
 
 const (
-	// behind is the answer of a server that does not show it yet, or is not trusted yet.
+	// behind means: not yet, or it is not sure that the server follows the primary.
 	behind verdict = iota
-	// shown is that of a server which does.
+	// caughtUp means: yes.
 	caughtUp
-	// outdated says that the server can only be trusted with a later position than the session's: one that is asked for
-	// now will do.
+	// outdated means: only a later position than the session's can tell, such as the one that the primary reports now.
 	outdated
 )
 
-// trust keeps what is known of the standbys of one region, each of which may answer when a connection is opened.
+// trust gives the verdict on the servers of one region. Each new connection may lead to another of them.
 type trust struct {
-	primary  *atomic.Pointer[identity]
+	primary  *atomic.Pointer[identity] // the primary's own, which the primary writes and trust only reads
 	standbys atomic.Pointer[[]standby]
 }
 
-// standby is what one standby had when it was asked for the first time since a primary was heard of.
+// standby is the end of what one standby had received when it was first asked after the first report of a primary.
 type standby struct {
 	server  serverID
 	primary *identity
-	end     LSN // of the log that it had got
+	end     LSN
 }
 
-// maxStandbys bounds what is remembered of a region.
+// maxStandbys is how many standbys of a region are remembered.
 const maxStandbys = 16
 
-// verdict reports whether a server that says r shows what state covers.
+// verdict reports whether the server of report r has replayed what state covers.
 func (t *trust) verdict(r *report, state sessionState) verdict {
 	if state.position == 0 {
 		return caughtUp
@@ -68,7 +68,7 @@ func (t *trust) verdict(r *report, state sessionState) verdict {
 		return behind // the position is in another log
 	}
 	if !r.recovering {
-		// It is no standby. If it is not the primary either, somebody promoted it, and nothing is sure.
+		// It is no standby. If it is not the primary either, it was promoted or demoted, and nothing is sure.
 		if r.server == primary.server {
 			return caughtUp
 		}
@@ -90,19 +90,21 @@ func (t *trust) verdict(r *report, state sessionState) verdict {
 	return outdated
 }
 
-// sameLog reports whether a standby says that it replays the primary's timeline.
+// sameLog reports whether a standby is of the primary's cluster and replays its timeline.
 func sameLog(r *report, primary *identity) bool {
 	return r.system == primary.system && r.system != 0 && r.timeline == primary.timeline
 }
 
-// measure finds out early where the log of a standby ends: the less it has by then, the sooner it proves itself.
+// measure stores the end of what a standby has received, if that was not done for this primary. The earlier this
+// happens, the sooner the standby gets past the end.
 func (t *trust) measure(r *report) {
 	if primary := t.primary.Load(); primary != nil && r.recovering && sameLog(r, primary) {
 		t.endOf(r, primary)
 	}
 }
 
-// endOf returns where the log of a standby ended when it was asked first, which may be now.
+// endOf returns the end of what a standby had received when it was first asked, which may be in this report. known is
+// false if no report has told it yet.
 func (t *trust) endOf(r *report, primary *identity) (end LSN, known bool) {
 	if r.received == 0 {
 		return 0, false
@@ -134,13 +136,14 @@ func (t *trust) endOf(r *report, primary *identity) (end LSN, known bool) {
 	}
 }
 
-// followsNewer reports whether a standby follows a newer primary than the one that is known.
+// followsNewer reports whether a standby follows a newer primary than the one that the process is connected to.
 func (t *trust) followsNewer(r *report) bool {
 	primary := t.primary.Load()
 	return primary != nil && r.recovering && r.system == primary.system && r.timeline > primary.timeline
 }
 
-// checkCluster returns an error if a server belongs to another cluster than the primary.
+// checkCluster returns an error if a server belongs to another cluster than the primary. It returns nil if either role
+// may not see the system identifier.
 func (t *trust) checkCluster(r *report, region string) error {
 	primary := t.primary.Load()
 	if primary == nil || r.system == 0 || primary.system == 0 || r.system == primary.system {
@@ -150,16 +153,16 @@ func (t *trust) checkCluster(r *report, region string) error {
 		region, r.system, primary.system)
 }
 
-// reconnectLimiter has the pool connect to the primary anew when a standby follows a newer one: at once, and then less and less
-// often as long as that finds the same primary.
+// reconnectLimiter bounds how often the pool reconnects to the primary because a standby follows a newer one: at once, and
+// then less and less often as long as the pool finds the same primary.
 type reconnectLimiter struct {
-	reconnect func()
+	reconnect func() // closes the pool's connections to the primary
 
 	// mu guards the following fields.
 	mu      sync.Mutex
-	primary *identity // the primary when it was last tried
-	next    time.Time
-	pause   time.Duration
+	primary *identity     // at the latest reconnect
+	next    time.Time     // the earliest time of the next one, if the primary is still the same
+	pause   time.Duration // until then
 }
 
 const (
@@ -167,6 +170,7 @@ const (
 	maxReconnectPause = time.Minute
 )
 
+// allow reports whether the pool may reconnect now, and if so counts that it does.
 func (r *reconnectLimiter) allow(primary *identity) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

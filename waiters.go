@@ -3,9 +3,9 @@ package flyregion
 // waiter is one wait for what a session has written.
 type waiter struct {
 	state sessionState
-	after uint64     // only what was asked later counts
+	after uint64     // only reports that were asked for later count
 	woken chan error // of capacity one
-	index int        // in the heap, -1 when it has left
+	index int        // in the heap, -1 when it is not there
 }
 
 // waiterHeap is a container/heap of waiters, lowest position first.

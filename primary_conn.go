@@ -67,8 +67,7 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 }
 
 // primaryConn is the state of one connection to the primary. Unless a field says otherwise, nothing guards it: only who has
-// acquired the connection uses it. The callbacks of wire run in the calls that use or close the connection, and only while a
-// statement is announced that they are about.
+// acquired the connection uses it. The callbacks of wire run in the calls that read, write or close the connection.
 type primaryConn struct {
 	primary        *primary
 	wire           *piggyback.Conn

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -606,4 +607,55 @@ func TestReplicaComesBackOlderBehindBouncer(t *testing.T) {
 	noError(t, ord.DelayReplay(ctx, 0))
 	neverStale(t, "after", pool, name, nil)
 	comesHome(t, ctx, pool)
+}
+
+// TestCopyDisturbsNobody copies through a PgBouncer in transaction mode, which gives the server's connection to somebody
+// else as soon as the copy has ended: what is asked behind it must not be answered to them.
+func TestCopyDisturbsNobody(t *testing.T) {
+	t.Parallel()
+	cluster := ownCluster(t, nil)
+	name := trustTable(t, cluster)
+	bouncer := startBouncer(t, cluster, "", map[string]string{"pool_mode": "transaction", "default_pool_size": "1"})
+	ctx := t.Context()
+	config, err := pgx.ParseConfig(bouncer.ConnString())
+	noError(t, err)
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	for i := range 3 {
+		others.Go(func() {
+			conn, err := pgx.ConnectConfig(ctx, config)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close(ctx)
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				var got string
+				want := fmt.Sprintf("%d of %d", n, i)
+				if err := conn.QueryRow(ctx, "select $1::text", want).Scan(&got); err != nil || got != want {
+					t.Errorf("another client of the bouncer reads %q for %q, %v", got, want, err)
+					return
+				}
+			}
+		})
+	}
+	end := time.Now().Add(10 * time.Second)
+	for n := 0; n < 20 && time.Now().Before(end); n++ {
+		// A pool of its own has not learned what the bouncer does.
+		pool := poolIn(t, cluster, "ord", impatient, primaryBehind(bouncer))
+		for range 3 {
+			if _, err := pool.CopyFrom(ctx, pgx.Identifier{name}, []string{"id"}, pgx.CopyFromRows([][]any{{n}})); err != nil {
+				t.Errorf("copy %d: %v", n, err)
+			}
+		}
+		pool.Close()
+	}
+	close(stop)
+	others.Wait()
 }

@@ -288,6 +288,10 @@ func (c *Conn) ended(s *segment, m []byte) {
 	if s.runs && s.statement == nil {
 		c.on.Unannounced()
 	}
+	if s.guard > 0 {
+		// Somebody else's answer, as from a pooler that has lost count.
+		c.begun, c.err = notBegun, errOutOfStep
+	}
 	c.end = append(c.endRoom[:0], m...)
 	c.end[5] = c.begunEnded(s, m[5])
 	c.row, c.failing = Row{}, false

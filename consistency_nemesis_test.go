@@ -223,9 +223,6 @@ func (n *nemesis) draw() fault {
 	}
 	f := faults[n.next[0]]
 	n.next = n.next[1:]
-	if unfinished && strings.Contains(f.name, "beside") {
-		return n.draw()
-	}
 	return f
 }
 
@@ -379,13 +376,19 @@ func (n *nemesis) demote(f func()) {
 		_, err := conn.Exec(n.ctx, sql)
 		n.must(err)
 	}
+	eventually(n.t, "the server has read its settings", func() bool {
+		var readOnly string
+		n.must(conn.QueryRow(n.ctx, "show default_transaction_read_only").Scan(&readOnly))
+		return readOnly == "on"
+	})
+	// Backends that are older than that may be in the midst of a transaction that writes.
 	eventually(n.t, "nobody can write to it", func() bool {
 		_, err := conn.Exec(n.ctx, endConnections)
 		n.must(err)
-		var writers int
-		n.must(conn.QueryRow(n.ctx, "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() "+
-			"and (backend_xid is not null or backend_start < pg_conf_load_time())").Scan(&writers))
-		return writers == 0
+		var older int
+		n.must(conn.QueryRow(n.ctx, "select count(*) from pg_stat_activity where backend_type = 'client backend' "+
+			"and pid <> pg_backend_pid() and backend_start < pg_conf_load_time()").Scan(&older))
+		return older == 0
 	})
 	_, err = conn.Exec(n.ctx, "checkpoint")
 	n.must(err)
@@ -439,9 +442,6 @@ func (n *nemesis) lose(end loss) (follow []*process) {
 		n.must(s.WaitReplayed(n.ctx))
 	}
 	behind := [][]string{{"ord"}, {"ord"}, {"syd"}, {"ord", "syd"}}[n.r.IntN(4)]
-	if unfinished {
-		end = losses[0]
-	}
 	follow, name := end(n, behind)
 	n.settle(n.forget)
 	n.now.Store("after " + name)

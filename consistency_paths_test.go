@@ -6,7 +6,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,12 +53,9 @@ func untold(path writePath) bool {
 
 // needsSession reports whether a path needs the same session in several transactions, which a pooler may not give it.
 func needsSession(name string) bool {
-	return slices.ContainsFunc([]string{"prepared", "prepare", "connection", "setting of the session", "cache statement", "describe exec", "query described"},
+	return slices.ContainsFunc([]string{"prepared", "prepare", "two-phase", "connection", "setting of the session", "cache statement", "describe exec", "query described"},
 		func(part string) bool { return strings.Contains(name, part) })
 }
-
-// unfinished leaves out what does not hold yet.
-var unfinished = os.Getenv("FLYREGION_CONSISTENCY_ALL") == ""
 
 // pathFunctions are the functions that paths call besides those that hide makes.
 const pathFunctions = `
@@ -104,17 +100,19 @@ func inSQLTx(ctx context.Context, p *Pool, options *sql.TxOptions, f func(*sql.T
 
 var moreEntryWrites = []writePath{
 	{"function that swallows errors", func(ctx context.Context, p *Pool, table string, id int) error {
-		return p.QueryRow(ctx, "select s_"+table+".swallow($1)", id).Scan(new(int))
+		return swallowed(p.QueryRow(ctx, "select s_"+table+".swallow($1)", id).Scan, id)
 	}},
 	{"function that swallows errors, in a batch", func(ctx context.Context, p *Pool, table string, id int) error {
-		return p.SendBatch(ctx, batchOf("select 1", fmt.Sprintf("select s_%s.swallow(%d)", table, id))).Close()
+		b := batchOf("select 1")
+		b.Queue("select s_"+table+".swallow($1)", id).QueryRow(func(row pgx.Row) error { return swallowed(row.Scan, id) })
+		return p.SendBatch(ctx, b).Close()
 	}},
 	{"function with a setting of its own", func(ctx context.Context, p *Pool, table string, id int) error {
 		return p.QueryRow(ctx, "select s_"+table+".own($1)", id).Scan(new(int))
 	}},
 	{"sql function that swallows errors", func(ctx context.Context, p *Pool, table string, id int) error {
 		return inDB(p, func(db *sql.DB) error {
-			return db.QueryRowContext(ctx, "select s_"+table+".swallow($1)", id).Scan(new(int))
+			return swallowed(db.QueryRowContext(ctx, "select s_"+table+".swallow($1)", id).Scan, id)
 		})
 	}},
 	{"asynchronous connection by set_config", func(ctx context.Context, p *Pool, table string, id int) error {
@@ -137,7 +135,10 @@ var moreEntryWrites = []writePath{
 	}},
 	{"asynchronous transaction by set_config and a function", func(ctx context.Context, p *Pool, table string, id int) error {
 		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
-			return execs(ctx, tx, "select set_config('synchronous_commit', 'off', true)", fmt.Sprintf("select s_%s.swallow(%d)", table, id))
+			if err := execs(ctx, tx, "select set_config('synchronous_commit', 'off', true)"); err != nil {
+				return err
+			}
+			return swallowed(tx.QueryRow(ctx, "select s_"+table+".swallow($1)", id).Scan, id)
 		})
 	}},
 	{"asynchronous copy", func(ctx context.Context, p *Pool, table string, id int) error {
@@ -224,6 +225,21 @@ var moreEntryWrites = []writePath{
 			return nil
 		})
 	}},
+}
+
+// errSwallowed is that a function has kept an error to itself and written nothing.
+var errSwallowed = errors.New("swallowed")
+
+// swallowed scans what s_entries.swallow has returned for an id.
+func swallowed(scan func(...any) error, id int) error {
+	var n int
+	if err := scan(&n); err != nil {
+		return err
+	}
+	if n != id {
+		return errSwallowed
+	}
+	return nil
 }
 
 // seesAll follows a condition and is true in a session with the setting that paths make.

@@ -15,25 +15,26 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// catalog remembers what the database's own catalog says of functions, as no text tells whether a function writes. A
+// catalog has what the database's own catalog says of functions, because SQL does not tell whether a function writes. A
 // standby refuses a write, but a function may catch the error and return as if nothing had happened, or may have acted
 // outside of the database before. So a call is a write if any function of its name is VOLATILE, in whichever schema, and
-// so is a text that names a view, or a table with policies, that calls one.
+// so is SQL that names a view, or a table with policies, that calls one.
 //
 // A replica is asked on the connection of the first read that needs an answer. All answers are forgotten when this
-// process may have changed the schema, when a replica does not know a function, and after catalogAge, in which what other
-// processes change is not seen.
+// process may have changed the schema, and after catalogAge, until which changes of other processes are not seen. The
+// answers about a statement's functions are forgotten when a replica does not have one of them.
 type catalog struct {
 	functions map[string]sqltext.Access // the app's own answers, which go first
 	writing   []string                  // those of them that write
 	answers   atomic.Pointer[catalogAnswers]
-	asking    chan struct{} // has a place for the one who asks
-	failed    error         // what a server answered in place of a catalog; who asks has it
-	failedAt  time.Time     // likewise
+	asking    chan struct{} // a semaphore of one; it guards failed and failedAt
+	failed    error         // the latest failure to get an answer, which is not asked for again during catalogPause
+	failedAt  time.Time
 
+	// mu guards the following fields.
 	mu     sync.Mutex
-	expiry *time.Timer // guarded by mu; forgets the answers
-	closed bool        // guarded by mu
+	expiry *time.Timer // forgets the answers; nil until it is first set
+	closed bool
 }
 
 // catalogAnswers is immutable: the catalog changes by replacing it, so that a read costs one atomic load.
@@ -43,8 +44,8 @@ type catalogAnswers struct {
 	complete bool
 	// asked are the names of functions that Facts has an answer for, or had before everything was forgotten.
 	asked []string
-	// required is what a server must show if its answer is to hold for all. The answer of one that does not is provisional:
-	// it holds for reads on servers that do not show it either.
+	// required is what a server must have replayed for its answer to hold on every server. The answer of another server is
+	// provisional: it holds only for reads on servers that have not replayed that either.
 	required    sessionState
 	provisional bool
 }
@@ -53,9 +54,9 @@ const (
 	// catalogAge bounds how old an answer may be, and provisionalAge how old a provisional one.
 	catalogAge     = time.Minute
 	provisionalAge = time.Second
-	// catalogPause is how long nobody asks after a server would not answer.
+	// catalogPause is how long the catalog is not asked after a failure.
 	catalogPause = time.Second
-	// maxAsked bounds how many names of functions are remembered that were asked for one by one.
+	// maxAsked bounds how many functions are remembered by name.
 	maxAsked = 2000
 	// maxDependents bounds how many views, tables and functions may depend on volatile functions.
 	maxDependents = 20000
@@ -77,12 +78,12 @@ func newCatalog(functions map[string]sqltext.Access) *catalog {
 	return c
 }
 
-// decides reports whether what the answers make of a text is certain, on any server.
+// decides reports whether these answers are enough to tell what a statement does, on any server.
 func (a *catalogAnswers) decides(s sqltext.Statement) bool {
 	return s.Access == sqltext.Write || a.complete && !a.provisional && !s.UnknownCalls
 }
 
-// forget forgets all answers, because the schema may have changed. A server that shows required shows the change.
+// forget forgets all answers, because the schema may have changed. A server that has replayed required has the change.
 func (c *catalog) forget(required sessionState) {
 	for {
 		old := c.answers.Load()
@@ -93,10 +94,10 @@ func (c *catalog) forget(required sessionState) {
 	}
 }
 
-// expire forgets all answers because they are old.
+// expire forgets all answers because of their age.
 func (c *catalog) expire() { c.forget(c.answers.Load().required) }
 
-// forgetCalls forgets what is known of the functions that a text calls, because a server does not know one of them.
+// forgetCalls forgets the answers about the functions that a statement calls, because a server does not have one of them.
 func (c *catalog) forgetCalls(sql string) {
 	names := sqltext.UnknownCalls(sql, sqltext.Facts{Functions: c.functions})
 	for {
@@ -113,7 +114,7 @@ func (c *catalog) forgetCalls(sql string) {
 	}
 }
 
-// close stops the timer. Later answers are remembered for ever.
+// close stops the timer. Later answers do not expire.
 func (c *catalog) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -124,7 +125,7 @@ func (c *catalog) close() {
 	}
 }
 
-// expireIn lets all answers be forgotten after a time.
+// expireIn has all answers forgotten after age.
 func (c *catalog) expireIn(age time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,10 +139,10 @@ func (c *catalog) expireIn(age time.Duration) {
 	}
 }
 
-// ask returns answers that decide what texts do on the server at the other end of conn, and asks it for those that are
-// missing. Others who ask at the same time wait for it. shows reports whether the server shows a position of this
-// process's writes, and unknown names the functions of which the answers so far say nothing.
-func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessionState) bool, unknown func(*catalogAnswers) []string) (*catalogAnswers, error) {
+// ask returns answers that tell what statements do on the server of conn. It asks that server for those that are missing, one
+// caller at a time. hasReplayed reports whether the server has replayed what a state covers, and unknown returns the
+// names of functions that given answers do not have.
+func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, hasReplayed func(sessionState) bool, unknown func(*catalogAnswers) []string) (*catalogAnswers, error) {
 	select {
 	case c.asking <- struct{}{}:
 	case <-ctx.Done():
@@ -151,9 +152,9 @@ func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessi
 
 	old := c.answers.Load()
 	names := unknown(old)
-	provisional := !shows(old.required)
+	provisional := !hasReplayed(old.required)
 	if old.complete && len(names) == 0 && (provisional || !old.provisional) {
-		return old, nil // who asked before has asked for this
+		return old, nil // the caller before has asked for the same
 	}
 
 	if c.failed != nil && time.Since(c.failedAt) < catalogPause {
@@ -203,7 +204,7 @@ func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, shows func(sessi
 	return next, nil
 }
 
-// with returns base and what a server answered when it was asked for names.
+// with returns base together with the rows that a server has answered for names.
 func (c *catalog) with(base *catalogAnswers, names []string, rows [][][]byte) *catalogAnswers {
 	next := &catalogAnswers{Facts: base.Facts, complete: true, asked: names, required: base.required}
 	if base.complete {

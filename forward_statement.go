@@ -67,15 +67,16 @@ func (p *primary) copyFrom(ctx context.Context, table pgx.Identifier, columns []
 	return p.pool.CopyFrom(ctx, table, columns, source)
 }
 
-// forwarding is what ends with a statement that runs on the primary. The zero value needs no end.
+// forwarding is the span and the slot of a statement that runs on the primary. The zero value needs no end.
 type forwarding struct {
 	span      span
-	fallbacks chan struct{} // that the statement has a place in, or nil
+	fallbacks chan struct{} // in which the statement has a slot, or nil
 }
 
-// forward begins what end ends. Reads that no replica can serve come many at once, when replay stalls. Half of the
-// primary's connections are theirs, so that they keep no write waiting. But none waits for a place longer than for a
-// replica, as the reads ahead of it may be waiting for it in turn.
+// forward begins the span of a statement, and takes a slot for a read that no replica can serve. When replay stalls such
+// reads come many at once. There are slots for half of the primary's connections, so that writes find the other half free.
+// But a read waits for a slot no longer than for a replica, and then runs without one: the reads that have the slots may
+// be waiting for it.
 func (p *primary) forward(ctx context.Context, operation string, why reason) (context.Context, forwarding) {
 	ctx, span := p.telemetry.forward(ctx, operation, why)
 	f := forwarding{span: span}
@@ -100,7 +101,7 @@ func (p *primary) forward(ctx context.Context, operation string, why reason) (co
 	return ctx, f
 }
 
-// end ends the span and gives the place back. Further calls do nothing.
+// end ends the span and releases the slot. Further calls do nothing.
 func (f *forwarding) end(err error) {
 	f.span.end(err)
 	if f.fallbacks != nil {
@@ -154,7 +155,7 @@ func (r *forwardedRow) Scan(dest ...any) (err error) {
 	defer func() {
 		failure := err
 		if errors.Is(err, pgx.ErrNoRows) {
-			failure = nil // an answer like any other
+			failure = nil // the statement has succeeded
 		}
 		r.end(failure)
 	}()

@@ -6,22 +6,22 @@ import (
 	"sync/atomic"
 )
 
-// preparedNames knows the statements that [pgxpool.Config]'s AfterConnect prepares, which exist on every connection to
-// every server: their names stand in place of SQL afterwards, and are routed by the text that they stand for.
+// preparedNames has the statements that [pgxpool.Config]'s AfterConnect prepares, which exist on every connection to every
+// server. The app passes their names in place of SQL, and they are routed by the SQL that they stand for.
 type preparedNames struct {
-	mu        sync.Mutex // for writers
-	sqlByName atomic.Pointer[map[string]string]
+	mu        sync.Mutex                        // held by writers
+	sqlByName atomic.Pointer[map[string]string] // the map is immutable
 }
 
 const (
-	// maxPreparedNames bounds what an AfterConnect can fill that invents names as it goes.
+	// maxPreparedNames bounds the names, for an AfterConnect that generates new ones each time.
 	maxPreparedNames = 1000
-	// maxPreparedName is the longest name in bytes, which PostgreSQL would cut (NAMEDATALEN).
+	// maxPreparedName is the longest name, in bytes, that PostgreSQL does not cut (NAMEDATALEN).
 	maxPreparedName = 63
 )
 
-// lookup returns what a name stands for, "" if it means different things on different connections. It reports whether
-// anything is known of the name.
+// lookup returns the SQL that a name stands for, "" if that differs between connections. ok is false if AfterConnect has not
+// prepared the name.
 func (n *preparedNames) lookup(name string) (text string, ok bool) {
 	names := n.sqlByName.Load()
 	if names == nil || len(name) > maxPreparedName {
@@ -31,6 +31,7 @@ func (n *preparedNames) lookup(name string) (text string, ok bool) {
 	return text, ok
 }
 
+// add notes that AfterConnect has prepared text under a name.
 func (n *preparedNames) add(name, text string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -39,8 +40,8 @@ func (n *preparedNames) add(name, text string) {
 	if names := n.sqlByName.Load(); names != nil {
 		old = *names
 	}
-	switch known, ok := old[name]; {
-	case ok && known != text:
+	switch sql, ok := old[name]; {
+	case ok && sql != text:
 		text = ""
 	case ok, len(old) == maxPreparedNames, len(name) > maxPreparedName:
 		return

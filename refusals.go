@@ -9,38 +9,38 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// refusals remembers the texts that a replica took for writes although they look like reads, such as a call of a function
-// that pretends to read only. What it remembers is a text's shape: with literals, parameters, comments and white space
-// left out, so that a statement whose values stand in its text, or that a tracing library adds a new comment to each
-// time, is one entry. A read of the same shape as a write runs on the primary as well, which is slower and never wrong.
-// So that it comes back, the replica is tried again now and then: the entry goes when the replica runs the text, and the
-// pause before the next try grows each time that it refuses.
+// refusals remembers the statements that a replica has refused as writes although they look like reads, such as a call of a
+// function that is declared STABLE and writes. It remembers a statement's shape: its SQL without literals, parameters,
+// comments and white space. So statements that differ in a value, or in the comment of a tracing library, are one entry. A
+// read of the same shape as a write runs on the primary too, which is slower but right. To correct that, the replica is
+// tried anew from time to time: the entry is removed when the replica runs such a statement, and each further refusal
+// doubles the pause before the next try.
 //
-// It is a table of fixed size, in sets of a few entries that count how often they were asked for. A new entry takes the
-// place of one that nobody asked for since it came, so however many shapes there are, those in use stay: an entry in use
-// gives way only in a set that is full of such. Whoever was forgotten is refused once more. Nothing locks, and looking
-// something up writes to memory only the first few times that it is found.
+// It is a table of fixed size, in sets of a few entries that count their lookups. A new entry replaces one that was not
+// looked up since it was added, if there is one. So entries in use are kept unless a whole set is in use. A shape that was
+// replaced is refused by a replica one more time. There are no locks, and a lookup writes to memory only the first few
+// times that it finds the entry.
 type refusals struct {
-	any  atomic.Bool // spares the shape until there is something to find
+	any  atomic.Bool // an entry was added; before that no shape need be computed
 	sets [256]refusalSet
 }
 
 type refusalSet [4]refusal
 
-// refusal is an entry. Its two parts do not change together: who comes in between sees the time of another shape, which
-// makes for a try more or less.
+// refusal is an entry. Its two parts are not changed together. A lookup in between sees the time of another shape, and then
+// there is a try too many or too few.
 type refusal struct {
 	shape atomic.Uint64 // with a count in its lowest bits; 0 if the entry is free
-	retry atomic.Int64  // when the replica is tried again, in nanoseconds since 1970, with the pause in its lowest bits
+	retry atomic.Int64  // the time of the next try, in nanoseconds since 1970, with the pause in its lowest bits
 }
 
 const (
-	// refusalCount are the bits of a shape that count. The rest is the shape.
+	// refusalCount are the bits of the count. The rest is the shape.
 	refusalCount = 3
-	// retryPause are the bits of a time that say how long the pause before it was, as a power of two of minRetryPause.
+	// retryPause are the bits of a time that have the pause before it, as an exponent: minRetryPause times 2 to its power.
 	retryPause    = 15
 	minRetryPause = time.Second
-	maxRetryPause = 8 // as such a power: about four minutes
+	maxRetryPause = 8 // as such an exponent: about four minutes
 	neverRetry    = math.MaxInt64
 )
 
@@ -49,8 +49,8 @@ func retryAfter(now time.Time, pause int64) int64 {
 	return now.Add(minRetryPause<<pause).UnixNano()&^retryPause | pause
 }
 
-// refuses reports whether a replica is expected to refuse a shape. If not, although it has refused it before, the caller
-// is the one who tries.
+// refuses reports whether a replica is expected to refuse a shape. If a replica has refused it before and a try is due, try
+// is true for one caller.
 func (r *refusals) refuses(h uint64) (refused, try bool) {
 	entry := r.set(h).find(h)
 	if entry == nil {
@@ -63,7 +63,7 @@ func (r *refusals) refuses(h uint64) (refused, try bool) {
 	return false, true
 }
 
-// add remembers that a replica has refused a shape, to one who tried or to one who did not know.
+// add remembers that a replica has refused a shape. tried is what refuses has returned as try.
 func (r *refusals) add(h uint64, tried bool) {
 	now := time.Now()
 	entry := r.set(h).find(h)
@@ -72,12 +72,12 @@ func (r *refusals) add(h uint64, tried bool) {
 		r.set(h).insert(h, retryAfter(now, 0))
 		r.any.Store(true)
 	case tried:
-		// It cannot be one that is never tried.
+		// Its time is not neverRetry, for which refuses returns no try.
 		entry.retry.Store(retryAfter(now, min(entry.retry.Load()&retryPause+1, maxRetryPause)))
 	}
 }
 
-// addPermanent remembers a shape that a replica is not to be tried for again.
+// addPermanent remembers a shape with which replicas are never tried.
 func (r *refusals) addPermanent(h uint64) {
 	if entry := r.set(h).find(h); entry != nil {
 		entry.retry.Store(neverRetry)
@@ -87,20 +87,20 @@ func (r *refusals) addPermanent(h uint64) {
 	r.any.Store(true)
 }
 
-// remove forgets a shape.
+// remove forgets a shape, unless addPermanent has added it.
 func (r *refusals) remove(h uint64) {
 	if entry := r.set(h).find(h); entry != nil && entry.retry.Load() != neverRetry {
 		entry.shape.Store(0)
 	}
 }
 
-// set returns the set that a shape belongs to. The highest bits choose it, as the lowest are not kept.
+// set returns the set of a shape. The highest bits choose it, as entries do not keep the lowest.
 func (r *refusals) set(h uint64) *refusalSet {
 	return &r.sets[h>>56]
 }
 
-// find returns the entry of a shape, nil if there is none, and counts that it was asked for. A count that gets lost because
-// others change the entry at the same time is no harm.
+// find returns the entry of a shape, nil if there is none, and counts the lookup. A count that is lost to a concurrent change
+// does no harm.
 func (s *refusalSet) find(h uint64) *refusal {
 	for i := range s {
 		entry := &s[i]
@@ -116,14 +116,14 @@ func (s *refusalSet) find(h uint64) *refusal {
 	return nil
 }
 
-// insert puts a shape in the place of one that was not asked for, with a count of 0. If there is none all counts go down,
-// so that what is in use no longer leaves in the end.
+// insert puts a shape in the place of one with a count of 0, with a count of 0. If there is none it lowers all counts, so
+// that shapes that are no longer in use get replaced in the end.
 func (s *refusalSet) insert(h uint64, retry int64) {
 	fresh := h &^ refusalCount
 	if fresh == 0 {
-		return // one shape in 2^62 is never remembered
+		return // the zero entry is free: one shape in 2^62 is not remembered
 	}
-	// The search begins anywhere, so that no two keep taking each other's place.
+	// The search begins at random, so that two new shapes do not keep replacing each other.
 	first := rand.IntN(len(s))
 	for i := range s {
 		entry := &s[(first+i)%len(s)]
@@ -139,9 +139,9 @@ func (s *refusalSet) insert(h uint64, retry int64) {
 	}
 }
 
-// recoveryRoutines are the functions of PostgreSQL that refuse, with a code that other errors have too, what a standby
-// cannot do, as 14 to 19 name them. A function's name is the same in every language, which the message is not. Those of
-// xlogfuncs.c are all meant.
+// recoveryRoutines are the functions in the source of PostgreSQL 14 to 19 that refuse what a standby cannot do with a code
+// that other errors have too, and that code. Unlike the message, a function's name is not translated. Beside these, all
+// functions in xlogfuncs.c do so.
 var recoveryRoutines = map[string]string{
 	"get_relation_info":                "0A000", // an unlogged or temporary table
 	"CheckLogicalDecodingRequirements": "0A000",
@@ -155,8 +155,8 @@ var recoveryRoutines = map[string]string{
 	"GetNewObjectId":                   "XX000",
 }
 
-// isRecoveryRefusal reports whether an error is PostgreSQL's own refusal to do something during recovery, beside those that
-// have a code of their own.
+// isRecoveryRefusal reports whether an error without a code of its own is PostgreSQL's refusal to do something during
+// recovery.
 func isRecoveryRefusal(err *pgconn.PgError) bool {
 	return recoveryRoutines[err.Routine] == err.Code || err.Code == "55000" && err.File == "xlogfuncs.c"
 }

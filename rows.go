@@ -12,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// query runs a statement with rows on a replica. It returns when the first row has arrived, so that a read which the
-// replica cannot run moves before anybody has seen any of it, and its arguments are never encoded later.
+// query runs a statement with rows on a replica. It returns when the first row has arrived. So a read that the replica
+// cannot run moves before the app has seen any of it, and its arguments are not encoded after query has returned.
 func (rd *reads) query(ctx context.Context, rt *route, sql string, args []any) (*replicaRows, error) {
 	var sendErr error
 	rows, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRows, error) {
@@ -27,7 +27,7 @@ func (rd *reads) query(ctx context.Context, rt *route, sql string, args []any) (
 	case rows == nil:
 		return &replicaRows{Rows: &failedRows{err: err}, begun: true, ended: true}, err
 	}
-	// An error behind the sending is that of the rows, as in pgx.
+	// As with pgx, query returns only an error of the sending. A later one is the rows'.
 	rows.replicaRead = read
 	if rows.ended {
 		rows.release()
@@ -36,7 +36,7 @@ func (rd *reads) query(ctx context.Context, rt *route, sql string, args []any) (
 }
 
 // queryRow runs a statement with one row on a replica. It returns when the statement has ended: the row is delivered only
-// if nothing behind it failed.
+// if nothing after it failed.
 func (rd *reads) queryRow(ctx context.Context, rt *route, sql string, args []any) pgx.Row {
 	row, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRow, error) {
 		row := &replicaRow{}
@@ -53,8 +53,8 @@ func (rd *reads) queryRow(ctx context.Context, rt *route, sql string, args []any
 	return row
 }
 
-// replicaRows are the rows of a read on a replica. The first row has arrived, or there is none: the read stays on the
-// replica. Until Next or Close is called that is not told, as pgx's rows know no more then than that the query was sent.
+// replicaRows are the rows of a read on a replica. The first row has arrived, or there is none, so the read no longer moves.
+// Until Next or Close is called, Err and CommandTag return what those of pgx's rows return before the first Next.
 type replicaRows struct {
 	pgx.Rows
 	replicaRead[*pgxpool.Conn]
@@ -125,8 +125,8 @@ func (rows *replicaRows) Values() ([]any, error) {
 	return values, err
 }
 
-// end gives the connection back when the rows are closed. A write that the replica refused behind the first row cannot
-// move, but its next run begins on the primary.
+// end releases the connection when the rows are closed. A write that the replica refused after the first row cannot move,
+// but its next run begins on the primary.
 func (rows *replicaRows) end() {
 	if rows.ended {
 		return
@@ -145,13 +145,13 @@ func (rows *replicaRows) end() {
 // did not last until the end was read.
 type replicaRow struct {
 	replicaRead[*pgxpool.Conn]
-	err    error // of the query, which may have failed behind its first row
+	err    error // of the query, which may have failed after its first row
 	types  *pgtype.Map
 	fields []pgconn.FieldDescription
 	values [][]byte // nil if there is no row
 
-	valuesRoom [4][]byte // what values and its elements begin in
-	bytesRoom  [64]byte
+	valuesRoom [4][]byte // the first memory of values
+	bytesRoom  [64]byte  // ... and of its elements, so that a small row costs no allocation
 }
 
 // read reads the answer of a query to its end.
@@ -165,7 +165,7 @@ func (r *replicaRow) read(conn *pgx.Conn, rows pgx.Rows, err error) error {
 	}
 	rows.Close()
 	if err = rows.Err(); err != nil && r.values != nil {
-		// The connection is given back before the row is scanned.
+		// The connection is released before the row is scanned.
 		r.types, r.fields = r.types.Copy(), slices.Clone(r.fields)
 	}
 	return err
@@ -279,7 +279,7 @@ func decoded(types *pgtype.Map, field *pgconn.FieldDescription, value []byte) (a
 	return nil, errors.New("unknown format code")
 }
 
-// row is the pgx.Row of rows that stand for one.
+// row is the pgx.Row of rows.
 type row struct{ rows pgx.Rows }
 
 // Scan does what the Scan of pgx's own row does.

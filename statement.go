@@ -10,35 +10,34 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Access is what one SQL text may do to the database.
+// Access is what SQL may do to the database.
 type Access uint8
 
 const (
-	// Write is a text that has to run on the primary: it changes something, it asks for something that only the
-	// primary can answer, or it is not understood. It is the zero value, because it is always a safe answer.
+	// Write is SQL that has to run on the primary: it changes something, it asks for something that only the primary can
+	// answer, or it is not understood. It is the zero value, because it is always safe.
 	Write Access = Access(sqltext.Write)
-	// Read is a text that a hot standby runs, and that means there what it means on the primary.
+	// Read is SQL that a hot standby runs with the same meaning as the primary.
 	Read Access = Access(sqltext.Read)
 )
 
 // String returns "read" or "write".
 func (a Access) String() string { return sqltext.Access(a).String() }
 
-// Classify says what a SQL text may do, from the text alone. It knows PostgreSQL's lexical rules, and as much of its
-// grammar as the question needs; it reads the text once and does not allocate.
+// Classify says what SQL may do, from its text alone. It knows PostgreSQL's lexical rules, and as much of its grammar as the
+// question needs. It reads the SQL once and does not allocate.
 //
-// Read means that a hot standby would run the text, and that it means there what it means on the primary. All else is
-// Write: changes of data and schema, row locks, transaction control, settings and other objects of the session (prepared
+// Read means that a hot standby would run the SQL, with the same meaning as the primary. All else is Write: changes of data and schema, row locks, transaction control, settings and other objects of the session (prepared
 // statements, cursors, temporary tables), calls whose effect or answer belongs to the primary (sequences, advisory
-// locks, notifications, large objects, transaction ids, positions in the WAL, the state of the server itself), an empty
-// text, and everything that is unknown or malformed. A text of several statements is Read if every one of them is.
+// locks, notifications, large objects, transaction ids, positions in the WAL, the state of the server itself), no
+// statement at all, and everything that is unknown or malformed. SQL of several statements is Read if each of them is.
 //
 // Functions are recognised by name where they are called. What an application's own functions, operators and views do
-// cannot be seen in the text, so they count as reads here. A [Pool] also asks the database's catalog about them: where it
-// says that a function is VOLATILE, a call of it is a write.
+// cannot be seen in the SQL, so they count as reads here. A [Pool] also asks the database's catalog about them: a call of
+// a function that is VOLATILE there is a write.
 //
-// The text does not tell the session's standard_conforming_strings and client_encoding either. A text whose meaning
-// depends on them is Write here; a Pool knows them of its connections.
+// SQL whose meaning depends on the session's standard_conforming_strings or client_encoding is Write here. A Pool knows
+// these settings of its connections.
 func Classify(sql string) Access {
 	return Access(sqltext.Inspect(sql, sqltext.Facts{}).Access)
 }
@@ -55,23 +54,23 @@ func functionsOf(functions map[string]Access) map[string]sqltext.Access {
 	return said
 }
 
-// statements knows what the app's statements do, from their texts.
+// statements tells what the app's statements do, from their SQL and from what it has noted of the database.
 type statements struct {
 	catalog  *catalog
 	prepared preparedNames
 
-	// How sessions read a text, as far as connections have told: every one so far, or one of them not.
+	// Settings that the connections so far have reported: on one of them at least it is so, or it is not.
 	plain, notPlain atomic.Bool // standard_conforming_strings is on
 	utf8, notUTF8   atomic.Bool // client_encoding is UTF8
 }
 
-// inspect looks at a text, or at the one that the name of a prepared statement stands for.
+// inspect inspects a statement, of which sql may be the prepared statement's name.
 func (t *statements) inspect(sql string) sqltext.Statement {
 	return sqltext.Inspect(t.resolve(sql), t.facts(t.catalog.answers.Load()))
 }
 
-// resolve returns the text that sql stands for. It is another if sql is the name of a prepared statement, and empty if that
-// means different things on different connections.
+// resolve returns the SQL of a statement, of which sql may be the prepared statement's name. It returns "" if the name stands
+// for different SQL on different connections.
 func (t *statements) resolve(sql string) string {
 	if text, ok := t.prepared.lookup(sql); ok {
 		return text
@@ -79,7 +78,8 @@ func (t *statements) resolve(sql string) string {
 	return sql
 }
 
-// shape returns the shape of the text that sql stands for. A name that stands for several texts has one of its own.
+// shape returns the shape of a statement, of which sql may be the prepared statement's name. A name that stands for
+// different SQL on different connections has a shape of its own.
 func (t *statements) shape(sql string) uint64 {
 	text := t.resolve(sql)
 	if text == "" {
@@ -90,7 +90,7 @@ func (t *statements) shape(sql string) uint64 {
 
 var nameSeed = maphash.MakeSeed()
 
-// facts returns what the config, the catalog and the connections say that a text does not show.
+// facts returns what the config, the catalog and the connections tell beside a statement's SQL.
 func (t *statements) facts(answers *catalogAnswers) sqltext.Facts {
 	facts := answers.Facts
 	facts.StandardStrings = t.plain.Load() && !t.notPlain.Load()
@@ -98,7 +98,7 @@ func (t *statements) facts(answers *catalogAnswers) sqltext.Facts {
 	return facts
 }
 
-// observe has each new connection of a pool tell how its session reads a text.
+// observe has each new connection of a pool report the settings on which the meaning of SQL depends.
 func (t *statements) observe(config *pgxpool.Config) {
 	afterConnect := config.AfterConnect
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
@@ -120,23 +120,23 @@ func (t *statements) observe(config *pgxpool.Config) {
 	}
 }
 
-// setTrue sets b, without a write to memory if it is set.
+// setTrue sets b to true. It writes to memory only if b is false.
 func setTrue(b *atomic.Bool) {
 	if !b.Load() {
 		b.Store(true)
 	}
 }
 
-// inspectBatch is inspect for the texts of a batch as if they were one.
+// inspectBatch is inspect for a batch, as if it were one SQL text.
 func (t *statements) inspectBatch(b *pgx.Batch, answers *catalogAnswers) sqltext.Statement {
 	return inspectBatch(b, t.resolve, t.facts(answers))
 }
 
-// inspectBatch looks at a batch. text returns the text that one in it stands for.
-func inspectBatch(b *pgx.Batch, text func(string) string, facts sqltext.Facts) sqltext.Statement {
+// inspectBatch inspects a batch as if it were one SQL text. resolve returns the SQL of a statement in it.
+func inspectBatch(b *pgx.Batch, resolve func(string) string, facts sqltext.Facts) sqltext.Statement {
 	s := sqltext.Statement{Access: sqltext.Read}
 	for i, q := range b.QueuedQueries {
-		one := sqltext.Inspect(text(q.SQL), facts)
+		one := sqltext.Inspect(resolve(q.SQL), facts)
 		if rewritten(q.Arguments) {
 			one.Access, one.SessionOnly = sqltext.Write, false
 		}
@@ -149,7 +149,7 @@ func inspectBatch(b *pgx.Batch, text func(string) string, facts sqltext.Facts) s
 	return s
 }
 
-// rewritten reports whether a QueryRewriter that this package does not know may replace the text of a statement.
+// rewritten reports whether an app's own QueryRewriter is among the arguments, which may replace the SQL.
 func rewritten(args []any) bool {
 	for _, arg := range args {
 		switch arg.(type) {

@@ -22,7 +22,7 @@ func (rd *reads) begin(ctx context.Context, rt *route, options pgx.TxOptions) (p
 // replicaTx is a read-only transaction on a replica. If its first statement belongs to the primary, or the replica cannot
 // run it, the transaction begins anew there: nothing has happened in it yet.
 type replicaTx struct {
-	pgx.Tx // on whichever server it is
+	pgx.Tx // on the replica, or on the primary once the transaction has moved
 	replicaRead[*pgxpool.Conn]
 	options pgx.TxOptions
 	route   route

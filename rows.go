@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -142,7 +141,7 @@ func (rows *replicaRows) end() {
 }
 
 // replicaRow is the row of a QueryRow that a replica has answered to the end. The row is a copy: the connection's buffer
-// did not last until the end was read.
+// did not last until the end was read, nor do its fields where a tracer runs a statement of its own then.
 type replicaRow struct {
 	replicaRead[*pgxpool.Conn]
 	err    error // of the query, which may have failed after its first row
@@ -150,8 +149,9 @@ type replicaRow struct {
 	fields []pgconn.FieldDescription
 	values [][]byte // nil if there is no row
 
-	valuesRoom [4][]byte // the first memory of values
-	bytesRoom  [64]byte  // ... and of its elements, so that a small row costs no allocation
+	fieldsRoom [4]pgconn.FieldDescription // the first memory of fields
+	valuesRoom [4][]byte                  // ... and of values
+	bytesRoom  [64]byte                   // ... and of its elements, so that a small row costs no allocation
 }
 
 // read reads the answer of a query to its end.
@@ -160,13 +160,13 @@ func (r *replicaRow) read(conn *pgx.Conn, rows pgx.Rows, err error) error {
 		return err
 	}
 	if rows.Next() {
-		r.types, r.fields = conn.TypeMap(), rows.FieldDescriptions()
+		r.types, r.fields = conn.TypeMap(), append(r.fieldsRoom[:0], rows.FieldDescriptions()...)
 		r.copy(rows.RawValues())
 	}
 	rows.Close()
 	if err = rows.Err(); err != nil && r.values != nil {
 		// The connection is released before the row is scanned.
-		r.types, r.fields = r.types.Copy(), slices.Clone(r.fields)
+		r.types = r.types.Copy()
 	}
 	return err
 }

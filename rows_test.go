@@ -280,3 +280,38 @@ func TestReplicaBatchBegins(t *testing.T) {
 	}
 	eventually(t, "no connection is in use", func() bool { return pool.Stat().AcquiredConns() == 0 })
 }
+
+// endTracer runs a statement of its own on the connection when another has ended.
+type endTracer struct{ sql string }
+
+func (*endTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (t *endTracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, _ pgx.TraceQueryEndData) {
+	// Past the tracers.
+	_, _ = conn.PgConn().Exec(ctx, t.sql).ReadAll()
+}
+
+// TestRowOutlivesItsQuery reads rows, of more and fewer columns than have a place, whose connection has run something
+// else before they are scanned.
+func TestRowOutlivesItsQuery(t *testing.T) {
+	cluster := sharedCluster(t)
+	pool := poolIn(t, cluster, "ord", func(c *Config) {
+		c.MaxReplicaWait = time.Minute
+		c.ConnConfig.Tracer = &endTracer{"select 'a', 'b', 'c', 'd', 'e', 'f'"}
+	})
+	for _, ctx := range []context.Context{WithReplica(t.Context()), WithPrimary(t.Context())} {
+		for range 2 {
+			var one, two int64
+			if err := pool.QueryRow(ctx, "select 1::bigint, 2::bigint").Scan(&one, &two); err != nil || one != 1 || two != 2 {
+				t.Errorf("%d, %d, %v", one, two, err)
+			}
+			var five [5]int64
+			err := pool.QueryRow(ctx, "select 1::bigint, 2::bigint, 3::bigint, 4::bigint, 5::bigint").Scan(&five[0], &five[1], &five[2], &five[3], &five[4])
+			if err != nil || five != [5]int64{1, 2, 3, 4, 5} {
+				t.Errorf("%v, %v", five, err)
+			}
+		}
+	}
+}

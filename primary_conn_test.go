@@ -520,3 +520,28 @@ func TestTransactionThroughBouncer(t *testing.T) {
 		t.Errorf("an empty transaction that is rolled back: %v", err)
 	}
 }
+
+// TestRawBehindARefusedCopy checks that a write past pgx's tracers counts behind a COPY that pgx has not sent.
+func TestRawBehindARefusedCopy(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int")
+	ctx := t.Context()
+	pool := poolIn(t, cluster, "ord")
+	freeze(t, cluster)
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+
+	err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		if _, err := conn.CopyFrom(ended, pgx.Identifier{name}, []string{"id"}, pgx.CopyFromRows([][]any{{1}})); err == nil {
+			t.Error("no error")
+		}
+		return raw(ctx, conn, "insert into "+name+" values (2)")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := pool.QueryRow(ctx, "select count(*) from "+name).Scan(&n); n != 1 || err != nil {
+		t.Errorf("%d rows, %v", n, err)
+	}
+}

@@ -120,6 +120,22 @@ func TestReadOnlyTxBeginsWhereItsFirstStatementBelongs(t *testing.T) {
 			t.Error("no error")
 		}
 	})
+	t.Run("stays under a context that has ended", func(t *testing.T) {
+		pool := poolIn(t, cluster, "ord")
+		tx, err := pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(ctx)
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		if _, err := tx.Exec(ended, "select txid_current()"); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+		if n := pool.Primary().Stat().NewConnsCount(); n != 0 {
+			t.Errorf("%d connections to the primary were made", n)
+		}
+	})
 	t.Run("primary that cannot be reached", func(t *testing.T) {
 		pool := poolIn(t, cluster, "ord")
 		link := cluster.Link("ord", "nrt")

@@ -247,3 +247,16 @@ func TestArgumentsChangeAfterQuery(t *testing.T) {
 		}
 	}
 }
+
+// TestSecondScan checks that a row can be scanned once.
+func TestSecondScan(t *testing.T) {
+	cluster := sharedCluster(t)
+	row := poolIn(t, cluster, "ord").QueryRow(t.Context(), "select 1")
+	var n int
+	if err := row.Scan(&n); err != nil || n != 1 {
+		t.Errorf("%d, %v", n, err)
+	}
+	if err := row.Scan(&n); !errors.Is(err, pgx.ErrNoRows) {
+		t.Errorf("a second Scan returns %v", err)
+	}
+}

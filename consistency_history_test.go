@@ -206,7 +206,7 @@ func (h *history) end(s *underWay, err error) flaws {
 	case s.pinned && flaws&(replicaBreaks|primaryBreaks) != 0 && (endedByFault(kind) || kind == "SQLSTATE 40001" || kind == "SQLSTATE 40P01"):
 	case flaws&primaryBreaks != 0 && (endedByFault(kind) || s.pooled && kind == "SQLSTATE 08P01"): // which is all that PgBouncer ever says
 	case flaws&primaryRefuses != 0 && (kind == "SQLSTATE 25006" || errors.Is(err, errSwallowed)):
-	case flaws&primaryRefuses != 0 && s.pinned && strings.Contains(kind, "did not tell its position"):
+	case flaws&primaryRefuses != 0 && s.pinned && errors.Is(err, pgconn.ErrReadOnlyConnection):
 	default:
 		h.violation("%s by %s: %v (%T)", s.what, s.who, err, err)
 	}

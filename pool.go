@@ -243,7 +243,7 @@ func (p *Pool) Begin(ctx context.Context) (pgx.Tx, error) {
 // BeginTx starts a transaction as [pgxpool.Pool.BeginTx] does: on the replica if it is read-only and not serializable,
 // which a standby cannot be, and on the primary if not.
 //
-// A read-only transaction moves to the primary if its first statement belongs there, such as one that takes an advisory
+// A read-only transaction sees all that was written before it began. It moves to the primary if its first statement belongs there, such as one that takes an advisory
 // lock, or if the replica cannot run it. A later statement gets the replica's answer: an advisory lock is the replica's
 // own, a notification or SET TRANSACTION READ WRITE fails (SQLSTATE 0A000). Settings of the transaction, such as
 // set_config with true, do not move it.

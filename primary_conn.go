@@ -340,6 +340,9 @@ func (p *primary) position(ctx context.Context, session *Session) (sessionState,
 		if err != nil {
 			return sessionState{}, err
 		}
+		if _, a, ok := positionOfAnswer(s.Row); ok && a.readOnly {
+			return sessionState{}, pgconn.ErrReadOnlyConnection // a pooler leads to a primary that was demoted
+		}
 	}
 	return sessionState{}, errors.New("flyregion: the primary did not tell its position")
 }

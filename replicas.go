@@ -338,7 +338,9 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 		}
 		one.DialFunc = dial
 		one.RuntimeParams["application_name"] = "flyregion"
-		one.RuntimeParams["statement_timeout"] = "0"
+		if _, set := one.RuntimeParams["statement_timeout"]; set {
+			one.RuntimeParams["statement_timeout"] = "0" // the app's is for its own statements
+		}
 		conn, err := pgconn.ConnectConfig(ctx, &one.Config)
 		if err != nil {
 			return nil, err

@@ -104,7 +104,7 @@ func (c *Conn) mayFollow(p []byte) (n int, wait bool) {
 	case unguarded:
 		return segmentEnd(p), false
 	case guarded:
-		if c.pending[len(c.pending)-1].ended {
+		if n := len(c.pending); n > 0 && c.pending[n-1].ended {
 			return len(p), !isCopyData(p[0])
 		}
 		return segmentEnd(p), false

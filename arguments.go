@@ -12,11 +12,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// consumable reports whether encoding an argument may use it up: it is, or holds however deep, a reader, a function (as
-// iterators are) or a channel. Its statement must then go where it need not be run again.
+// consumable reports whether encoding may use an argument up: it is, or contains at any depth, a reader, a function (as
+// iterators are) or a channel. Such a statement must run on the primary, as it cannot be run a second time.
 //
-// That is told from types alone, and no method of an argument is called. What keeps its place in a plain number cannot be
-// told from what always gives the same.
+// This is decided by types alone, and no method of an argument is called. An iterator that keeps its state in a plain number
+// is not recognised.
 func consumable(args []any) bool {
 	for _, arg := range args {
 		switch arg := arg.(type) {
@@ -40,13 +40,13 @@ func consumable(args []any) bool {
 	return false
 }
 
-// typeUse is what a type tells about using its values.
+// typeUse says whether encoding may use up the values of a type.
 type typeUse uint8
 
 const (
-	useRepeated typeUse = iota // none of its values can be used up
-	useSingle                  // all may be
-	useDynamic                 // it has interfaces in it: each value has to be looked at
+	useRepeated typeUse = iota // no
+	useSingle                  // yes
+	useDynamic                 // it contains interfaces: each value has to be inspected
 )
 
 var (
@@ -54,7 +54,7 @@ var (
 	typeUses   sync.Map // of reflect.Type to typeUse
 )
 
-// useOf looks at a type, and remembers what it found.
+// useOf returns the use of a type, and remembers it.
 func useOf(t reflect.Type) typeUse {
 	if use, ok := typeUses.Load(t); ok {
 		return use.(typeUse)
@@ -96,7 +96,7 @@ func inspectUse(t reflect.Type, seen map[reflect.Type]bool) typeUse {
 	return useRepeated
 }
 
-// deepestArgument is how deep arguments are looked into. What is nested deeper is taken for something that goes round.
+// deepestArgument is the depth to which arguments are inspected. What is nested deeper is taken for cyclic.
 const deepestArgument = 20
 
 // holdsConsumable is consumable for one value.
@@ -138,8 +138,8 @@ func holdsConsumable(v reflect.Value, depth int) bool {
 	return false
 }
 
-// copyArgument returns a copy of an argument that shares nothing with it that its owner may change. ok is false if that
-// cannot be had, as it refers to something in a way that only its own package can copy.
+// copyArgument returns a copy of an argument that shares nothing with it that the app may change. ok is false if it refers
+// to something that only its own package can copy.
 func copyArgument(arg any) (c any, ok bool) {
 	switch arg := arg.(type) {
 	case nil, bool, int, int16, int32, int64, uint32, float32, float64, string, time.Time:
@@ -179,8 +179,8 @@ const (
 
 var (
 	bigIntType = reflect.TypeFor[*big.Int]()
-	// typeCopies says how types are copied. Those that it begins with have fields that no other package sees, and methods
-	// that never change what these lead to.
+	// typeCopies says how types are copied. The types that init puts in have unexported fields, and no methods that change
+	// what these refer to.
 	typeCopies sync.Map // of reflect.Type to typeCopy
 )
 
@@ -193,7 +193,7 @@ func init() {
 	typeCopies.Store(bigIntType, copyDeep)
 }
 
-// copyOf looks at a type, and remembers what it found.
+// copyOf returns how a type is copied, and remembers it.
 func copyOf(t reflect.Type) typeCopy {
 	if how, ok := typeCopies.Load(t); ok {
 		return how.(typeCopy)
@@ -224,7 +224,7 @@ func inspectCopy(t reflect.Type, seen map[reflect.Type]bool) typeCopy {
 		return max(copyDeep, inspectCopy(t.Key(), seen), inspectCopy(t.Elem(), seen))
 	case reflect.Struct:
 		if t.PkgPath() == "sync" || t.PkgPath() == "sync/atomic" {
-			return copyNever // somebody else may be using what it guards
+			return copyNever // another goroutine may use what it guards
 		}
 		how := copyByAssignment
 		for f := range t.Fields() {

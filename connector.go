@@ -24,8 +24,8 @@ type Config struct {
 	*pgxpool.Config
 
 	// Region is where this process runs, such as "ord". The default is fly_region in the connection string, then the
-	// environment's FLY_REGION, then MY_REGION, which stands in for it off Fly. When it is empty, or the same as
-	// PrimaryRegion, the pool is one plain pgxpool.
+	// environment variable FLY_REGION, then MY_REGION, which is for processes outside of Fly. When it is empty, or the same
+	// as PrimaryRegion, the pool is one plain pgxpool.
 	Region string
 
 	// PrimaryRegion is where the writable server is. The default is fly_primary_region in the connection string, then
@@ -50,28 +50,29 @@ type Config struct {
 	Balance Balance
 
 	// MinReplicaWait and MaxReplicaWait bound the time that a read waits for the replica to replay what its session
-	// wrote, before it goes to the primary. Between them it is the measured round trip to the primary, as waiting
-	// longer cannot win. MaxReplicaWait is also the longest that a read waits for a connection to a replica that does
-	// not answer. The defaults are fly_min_replica_wait and fly_max_replica_wait in the connection string, then 10 ms
-	// and 1 s.
+	// wrote, before it goes to the primary. Between them this time is the measured round trip to the primary: a longer
+	// wait is slower than the primary. Under [WithReplica] it is MaxReplicaWait. MaxReplicaWait is also the longest that a
+	// read waits for a connection to a replica. The defaults are fly_min_replica_wait and fly_max_replica_wait in the
+	// connection string, then 10 ms and 1 s.
 	MinReplicaWait time.Duration
 	MaxReplicaWait time.Duration
 
-	// AwaitWrites makes each write return only when the replica that this process reads from shows it, or after
-	// MaxReplicaWait. Other processes that read there see it too, then. Without it only reads wait. The default is
-	// fly_await_writes in the connection string, then false.
+	// AwaitWrites makes each write return only when the first replica has replayed it, so that other processes that read
+	// there see it too, or after MaxReplicaWait. Without it only reads wait. The default is fly_await_writes in the
+	// connection string, then false.
 	AwaitWrites bool
 
 	// SimulateReplica makes a pool on a single server send its reads through a second pool to the same server, whose
-	// sessions are read-only, so that an app meets a replica's refusals during development. It cannot be combined with
+	// sessions are read-only, so that an app gets a replica's refusals during development. It cannot be combined with
 	// regions that have replicas. The default is fly_simulate_replica in the connection string, then false.
 	SimulateReplica bool
 
-	// Functions says what calls of the app's own functions are: Write if they belong to the primary, Read if not. The
-	// names are in lower case and without a schema. It goes before what the package itself and the database's catalog
-	// know of a name. A function that nobody names is a Write if the catalog says that one of its name is VOLATILE, which
-	// is PostgreSQL's default, and else a Read: functions that only read are declared STABLE, as PostgreSQL's manual asks,
-	// and stay local. The catalog is asked once a minute, and when this pool has changed the schema.
+	// Functions says what calls of the app's own functions are: Write if they have to run on the primary, Read if not. The
+	// names are in lower case and without a schema. It overrides what the package itself and the database's catalog know
+	// of a name. A function that is not in it is a Write if the catalog has a VOLATILE function of its name, and else a
+	// Read. VOLATILE is PostgreSQL's default: declare functions that only read STABLE, as PostgreSQL's manual asks, and
+	// reads that call them run on the replica. The catalog is asked every minute, and when this pool has changed the
+	// schema. The default is none.
 	Functions map[string]Access
 
 	// Telemetry says where spans and metrics go.
@@ -127,10 +128,11 @@ func setBool(to *bool, value string) error {
 //   - fly_replica_regions: regions to read from, separated by commas
 //   - fly_balance: local, random or round_robin
 //   - fly_min_replica_wait, fly_max_replica_wait: bounds of a read's wait, such as 10ms
-//   - fly_await_writes: true for writes that return when the replica shows them
+//   - fly_await_writes: true for writes that return when the replica has replayed them
 //   - fly_simulate_replica: true for reads through read-only sessions on a single server
 //
-// The server never sees them. An error is a [*pgconn.ParseConfigError] that names the setting.
+// They are not sent to the server. The environment is read only here. An error is a [*pgconn.ParseConfigError] that names the
+// setting.
 func ParseConfig(connString string) (*Config, error) {
 	template, err := pgxpool.ParseConfig(connString)
 	if err != nil {
@@ -154,8 +156,8 @@ func ParseConfig(connString string) (*Config, error) {
 		if !ours {
 			continue
 		}
-		set, known := settings[short]
-		if !known {
+		set, ok := settings[short]
+		if !ok {
 			return nil, pgconn.NewParseConfigError(connString, fmt.Sprintf("unknown setting %s: want one of %s", name, settingNames()), nil)
 		}
 		if err := set(c, params[name]); err != nil {
@@ -282,8 +284,9 @@ func (c *Config) onFly() bool {
 	})
 }
 
-// ConnConfig parses connString as [ParseConfig] does and returns the configuration of a connection to the replica in
-// region, for a [pgx.Conn] of one's own. A connection string without a Fly name leads where it says.
+// ConnConfig parses connString as [ParseConfig] does and returns the configuration of a connection to the replica in region,
+// for an app's own [pgx.Conn]. The hosts of a connection string without a Fly name are left as they are. An error is a
+// [*pgconn.ParseConfigError].
 func ConnConfig(connString, region string) (*pgx.ConnConfig, error) {
 	c, err := ParseConfig(connString)
 	if err != nil {
@@ -337,6 +340,7 @@ func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
 	return config, nil
 }
 
+// nameApp sets the application_name to AppName, if none is set.
 func (c *Config) nameApp(config *pgxpool.Config) {
 	params := config.ConnConfig.RuntimeParams
 	if _, named := params["application_name"]; !named && c.AppName != "" {
@@ -344,8 +348,8 @@ func (c *Config) nameApp(config *pgxpool.Config) {
 	}
 }
 
-// validators are the ValidateConnect functions that pgx sets for target_session_attrs. They are about the one server of
-// the connection string, and this package checks for itself what each of its servers must be.
+// validators are the ValidateConnect functions that pgx sets for target_session_attrs. They are about the one server of the
+// connection string, and this package has its own checks for the primary and the replicas.
 var validators = map[uintptr]string{
 	reflect.ValueOf(pgconn.ValidateConnectTargetSessionAttrsReadWrite).Pointer():     "read-write",
 	reflect.ValueOf(pgconn.ValidateConnectTargetSessionAttrsReadOnly).Pointer():      "read-only",
@@ -354,7 +358,7 @@ var validators = map[uintptr]string{
 	reflect.ValueOf(pgconn.ValidateConnectTargetSessionAttrsPreferStandby).Pointer(): "prefer-standby",
 }
 
-// sessionAttrs returns the target_session_attrs that validate stands for, "" if it is somebody's own function.
+// sessionAttrs returns the target_session_attrs that validate stands for, "" if it is the app's own function.
 func sessionAttrs(validate pgconn.ValidateConnectFunc) string {
 	if validate == nil {
 		return ""
@@ -362,7 +366,7 @@ func sessionAttrs(validate pgconn.ValidateConnectFunc) string {
 	return validators[reflect.ValueOf(validate).Pointer()]
 }
 
-// unwritable is sessionAttrs for those that no primary satisfies.
+// unwritable returns the target_session_attrs that validate stands for if no primary satisfies it, else "".
 func unwritable(validate pgconn.ValidateConnectFunc) string {
 	if attrs := sessionAttrs(validate); attrs == "read-only" || attrs == "standby" {
 		return attrs

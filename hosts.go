@@ -10,7 +10,7 @@ import (
 )
 
 // replicaPort is where PostgreSQL itself listens on every Machine of a Fly Postgres app. On 5432 a proxy listens that
-// leads to the leader, whichever region it is in, so that a read there would cross the sea again. See
+// leads to the leader, whichever region it is in, so that a read there would not be local. See
 // https://fly.io/docs/postgres/advanced-guides/high-availability-and-global-replication/ and the port in
 // https://github.com/fly-apps/postgres-flex.
 const replicaPort = 5433
@@ -135,9 +135,9 @@ func isDNSLabel(s string) bool {
 	return true
 }
 
-// primaryHost returns the name of host's app in region, the primary's. A .flycast name is the app's in every region and
-// stays, in lower case and without its trailing dot. Whatever is not a Fly name is returned as it is. Beside a Fly name,
-// .flycast too, region must be a code of Fly's.
+// primaryHost returns the name of host's app in region, the primary's. A .flycast name is the app's in every region and is
+// kept, in lower case and without its trailing dot. A name that is not Fly's is returned as it is. With a Fly name, .flycast
+// too, region must be a code of Fly's.
 func primaryHost(host, region string) (string, error) {
 	app, ok := flyApp(host)
 	if !ok {

@@ -38,8 +38,8 @@ const (
 	attrOutcome   = attribute.Key("flyregion.outcome")
 )
 
-// Telemetry says where spans and metrics go. A nil provider means OpenTelemetry's global one, also when that is set
-// after the pool was made. While there is none nothing is recorded, allocated or asked.
+// Telemetry says where spans and metrics go. A nil provider, which is the default, means OpenTelemetry's global one, even if
+// that is set after the pool was made. While no provider is set, nothing is recorded or allocated.
 type Telemetry struct {
 	TracerProvider trace.TracerProvider
 	MeterProvider  metric.MeterProvider
@@ -134,7 +134,7 @@ func (t *telemetry) close() {
 	if t.registration == nil {
 		return
 	}
-	// Unregister has no error to return but for a provider of somebody's own, and nobody could act on it.
+	// OpenTelemetry's own providers return no error here, and there is nothing to do about another's.
 	_ = t.registration.Unregister()
 }
 
@@ -177,10 +177,10 @@ func (t *telemetry) sent(ctx context.Context, to target, why reason) {
 	t.statements.Add(ctx, 1, option.(metric.MeasurementOption))
 }
 
-// span is a span, or nothing where none is recorded.
+// span is an OpenTelemetry span, or none if nothing is recorded.
 type span struct{ recorded trace.Span }
 
-// end ends the span with what became of it.
+// end ends the span, with an error if there was one.
 func (s span) end(err error) {
 	if s.recorded == nil {
 		return
@@ -206,7 +206,7 @@ func (t *telemetry) forward(ctx context.Context, operation string, why reason) (
 	return ctx, span{s}
 }
 
-// wait is a read that waits for its session's writes.
+// replicaWait is the wait of a read for its session's writes.
 type replicaWait struct {
 	telemetry *telemetry
 	began     time.Time
@@ -229,7 +229,7 @@ func (t *telemetry) startWait(ctx context.Context, region string, required LSN) 
 	return w
 }
 
-// outcome is how a wait ended.
+// waitOutcome is how a wait ended.
 type waitOutcome string
 
 const (

@@ -71,9 +71,9 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	if p.telemetry, err = newTelemetry(c.Telemetry); err != nil {
 		return err
 	}
-	texts := &statements{catalog: newCatalog(functionsOf(c.Functions))}
-	p.router = &router{statements: texts}
-	p.primary.statements, p.primary.telemetry = texts, p.telemetry
+	statements := &statements{catalog: newCatalog(functionsOf(c.Functions))}
+	p.router = &router{statements: statements}
+	p.primary.statements, p.primary.telemetry = statements, p.telemetry
 	p.primary.fallbacks = make(chan struct{}, max(1, c.MaxConns/2))
 	p.replicas = &replicas{balance: c.Balance}
 	p.reads = &reads{router: p.router, replicas: p.replicas, primary: p.primary, telemetry: p.telemetry}
@@ -87,24 +87,24 @@ func (p *Pool) open(ctx context.Context) (err error) {
 			_ = p.replicas.list[0].tracker.wait(ctx, state, 0, c.MaxReplicaWait)
 		}
 	}
-	texts.observe(primary)
+	statements.observe(primary)
 	traceWrites(primary.ConnConfig, p.primary)
 	if err := p.primary.open(ctx, primary); err != nil {
 		return err
 	}
-	// Last, as whoever reads the gauges asks all servers.
+	// Last, as the gauges may be read at once, and then ask all servers.
 	return p.telemetry.observeLag(func(ctx context.Context) []lag { return measureLag(ctx, p.primary, p.replicas.list) })
 }
 
-// openReplicas makes the replicas and returns the configuration of the primary. The replicas come first: a connection to
-// the primary, which pgxpool may make in the background, speaks to them.
+// openReplicas makes the replicas and returns the configuration of the primary. The replicas must exist before the primary's
+// pool: with AwaitWrites a write on a connection to the primary uses them.
 func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Config, error) {
 	c := p.config
 	if c.SimulateReplica {
 		// Two pools of one server.
 		simulated := c.Config.Copy()
 		if sessionAttrs(simulated.ConnConfig.ValidateConnect) != "" {
-			// They are about the server. That this session cannot write is its purpose.
+			// target_session_attrs is about the server, and this session is meant to be read-only.
 			simulated.ConnConfig.ValidateConnect = nil
 		}
 		if err := p.openReplica(ctx, cmp.Or(c.Region, "local"), simulated); err != nil {
@@ -129,6 +129,7 @@ func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Con
 	return config, nil
 }
 
+// openReplica makes the replica of a region and adds it to the list.
 func (p *Pool) openReplica(ctx context.Context, region string, config *pgxpool.Config) error {
 	p.router.statements.observe(config)
 	r, err := newReplica(ctx, p.primary, region, config, p.config.MaxReplicaWait)
@@ -139,12 +140,12 @@ func (p *Pool) openReplica(ctx context.Context, region string, config *pgxpool.C
 	return nil
 }
 
-// Primary returns the pool of the writable server, for libraries that write, listen or migrate. What they write counts
-// for the session of the context that they use, as anything written through the Pool does.
+// Primary returns the pool of the writable server, for libraries that write, listen or migrate. What they write counts for
+// the session of their context, like all that is written through the Pool.
 func (p *Pool) Primary() *pgxpool.Pool { return p.primary.pool }
 
-// Replica returns the pool of the replica that reads go to first, the primary's if there is none. Statements on it wait
-// for no write.
+// Replica returns the pool of the replica that reads go to first, the primary's if there is none. Statements on it do not
+// wait for any write.
 func (p *Pool) Replica() *pgxpool.Pool {
 	if p.replicas == nil {
 		return p.primary.pool
@@ -153,7 +154,7 @@ func (p *Pool) Replica() *pgxpool.Pool {
 }
 
 // ReplicaIn returns the pool of a region's replica, the primary's if the Pool does not read from that region. Statements
-// on it wait for no write.
+// on it do not wait for any write.
 func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 	if p.replicas == nil {
 		return p.primary.pool
@@ -167,8 +168,8 @@ func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 // Exec runs a statement as [pgxpool.Pool.Exec] does, on the replica if it reads and on the primary if not. A read that
 // the replica cannot run is run on the primary; every other error is returned as pgx gave it.
 //
-// A comment in the SQL chooses the server too: /* flyregion:primary */ or /* flyregion:replica */. The context goes before
-// the comment. What the replica cannot run runs on the primary in spite of the comment.
+// A comment in the SQL chooses the server too: /* flyregion:primary */ or /* flyregion:replica */. [WithPrimary] and
+// [WithReplica] override it. What the replica cannot run runs on the primary in spite of the comment.
 //
 // SQL of several statements is a read if all of them are. If it begins a transaction and does not end it, the transaction
 // is rolled back, because pgxpool closes a connection that is released within one. Use [Pool.Begin] or [Pool.Acquire].
@@ -272,9 +273,8 @@ func (p *Pool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNam
 // Acquire returns a connection to the primary as [pgxpool.Pool.Acquire] does, or one to the replica where the context
 // comes from [WithReplica].
 //
-// What is run on it is not routed, and means what it means to pgxpool: transactions, savepoints and settings as texts,
-// several statements in one. What it wrote counts from when the server says that the transaction has ended, by whatever
-// text that was.
+// Statements on it are not routed. They may be any SQL that pgxpool takes: BEGIN, SAVEPOINT, SET, several statements at
+// once. What they write counts when the transaction has ended on the server, however it was ended.
 func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if p.replicas == nil {
 		return p.primary.pool.Acquire(ctx)
@@ -303,7 +303,7 @@ func (p *Pool) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error) err
 	return f(conn)
 }
 
-// AcquireAllIdle returns all idle connections of the server that [Pool.Acquire] takes connections from.
+// AcquireAllIdle acquires all idle connections to the server that [Pool.Acquire] takes connections from.
 func (p *Pool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 	if p.replicas == nil || intentOf(ctx).target != targetReplica {
 		return p.primary.pool.AcquireAllIdle(ctx)
@@ -311,7 +311,7 @@ func (p *Pool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 	return p.Replica().AcquireAllIdle(ctx)
 }
 
-// Ping asks the server that [Pool.Acquire] takes connections from for a sign of life.
+// Ping acquires a connection as [Pool.Acquire] does and pings its server. The error is that of the acquisition or the ping.
 func (p *Pool) Ping(ctx context.Context) error {
 	conn, err := p.Acquire(ctx)
 	if err != nil {
@@ -347,10 +347,10 @@ func (p *Pool) Stat() *Stat {
 // Config returns a copy of the config that the pool was made from.
 func (p *Pool) Config() *Config { return p.config.Copy() }
 
-// Close closes the connections of all servers and rejects what comes later, as [pgxpool.Pool.Close] does. It returns when
-// every connection is back and closed and nothing of the pool runs any more.
+// Close closes the connections to all servers and rejects later acquisitions, as [pgxpool.Pool.Close] does. It returns when
+// every connection was released and closed, and no goroutine of the pool runs any more.
 func (p *Pool) Close() {
-	// All at once, so that the pool of no server serves while that of another waits for its connections.
+	// All at the same time, so that no server's pool gives out connections while another's waits for its own.
 	var closing sync.WaitGroup
 	if p.primary.pool != nil {
 		closing.Go(p.primary.pool.Close)
@@ -367,8 +367,9 @@ func (p *Pool) Close() {
 	}
 }
 
-// WaitReplayed returns once the replica that reads go to shows all that was written in the context's session, or in the
-// whole process if it has none. It waits until then or until ctx ends. Where there is no replica it returns at once.
+// WaitReplayed waits until the replica that [Pool.Replica] is of has replayed all that was written in the context's session,
+// or in the whole process if the context has none. It returns nil then, and the error of ctx when that ends before. It also
+// returns an error if a server cannot be asked or the pool is closed. Where there is no replica it returns at once.
 func (p *Pool) WaitReplayed(ctx context.Context) error {
 	if p.replicas == nil {
 		return ctx.Err()
@@ -377,7 +378,7 @@ func (p *Pool) WaitReplayed(ctx context.Context) error {
 	if session == nil {
 		session = &p.primary.session
 	}
-	// What was said before now may have been said by a replica that crashed since, and came back older.
+	// Earlier reports do not count: the replica may have crashed since, and have replayed less now.
 	after := clock.Add(1)
 	for {
 		state, err := p.primary.positionOf(ctx, session)

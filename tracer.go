@@ -10,10 +10,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Tracer is the tracer that every connection to the primary carries, beside the app's own if [pgx.ConnConfig] has one.
-// Through it a write counts for its session whoever makes it: the pool, a connection taken with Acquire, or a library
-// that was given [Pool.Primary]. It asks for the position at which a write commits, in the round trip of the write
-// itself.
+// Tracer is the tracer of every connection to the primary, beside the app's own if [pgx.ConnConfig] has one. Through it a
+// write counts for its session whoever makes it: the pool, a connection from [Pool.Acquire], or a library that uses
+// [Pool.Primary]. It asks for the position at which a write commits, in the round trip of the write itself.
 //
 // Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer] and [pgx.PrepareTracer], and
 // [pgxpool.AcquireTracer] and [pgxpool.ReleaseTracer]. It is made by the pool; the zero value does nothing.
@@ -31,7 +30,7 @@ var (
 	_ pgxpool.ReleaseTracer = (*Tracer)(nil)
 )
 
-// traceWrites has the connections of a pool tell primary what they write.
+// traceWrites adds a Tracer to the connections of a pool to primary.
 func traceWrites(config *pgx.ConnConfig, primary *primary) {
 	tracer := &Tracer{primary: primary}
 	if theirs := config.Tracer; theirs != nil {
@@ -123,7 +122,7 @@ func (t *Tracer) TraceRelease(_ *pgxpool.Pool, data pgxpool.TraceReleaseData) {
 	}
 }
 
-// connOf returns what is known of a connection, nil if it is not the pool's.
+// connOf returns the state of a connection, nil if it is not one of the pool's.
 func (t *Tracer) connOf(conn *pgx.Conn) *primaryConn {
 	if t.primary == nil {
 		return nil
@@ -131,8 +130,7 @@ func (t *Tracer) connOf(conn *pgx.Conn) *primaryConn {
 	return primaryConnOf(conn)
 }
 
-// start has the questions asked that tell what is about to be written. It returns the context that ends with the
-// statement.
+// start begins a statement with the questions that go with it. It returns the context that end gets.
 func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, text sqltext.Statement, copied bool) context.Context {
 	c := t.connOf(conn)
 	if c == nil {
@@ -158,7 +156,7 @@ func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, text sqltext.Stateme
 // ask chooses what is to be asked along with the statement that begins on c.
 func (c *primaryConn) ask(s *primaryStatement, copied bool) {
 	s.mayAsync = c.async || s.Settings
-	known := s.Access == sqltext.Write // that it writes need not be asked
+	isWrite := s.Access == sqltext.Write // so that wroteSQL need not be asked
 	position := false
 	switch {
 	case s.CopiesIn:
@@ -167,25 +165,25 @@ func (c *primaryConn) ask(s *primaryStatement, copied bool) {
 		// A pooler may give the server's connection to somebody else when the copy has ended, who then gets the answer.
 		return
 	case s.LeavesOpen:
-		// A question would be the first statement of the block that is open afterwards, and take its snapshot, after
-		// which its isolation level cannot be set.
+		// A question would be the first statement of the block that is open afterwards, and take its snapshot. Then the
+		// app could not set the block's isolation level.
 		return
 	case s.open && s.Ends:
-		position, known, s.writes = c.wrote || s.Several, false, true
+		position, isWrite, s.writes = c.wrote || s.Several, false, true
 	case s.open:
-		// Nothing of a transaction block counts before it commits. wroteSQL takes a snapshot, so it must not go with what
-		// takes none. What writes by its text is asked only whether it commits asynchronously, which takes none either.
+		// What a transaction block writes does not count before it commits. wroteSQL takes a snapshot, so it must not go
+		// with a statement that takes none. asyncSQL takes none.
 		if s.HasShow {
 			return
 		}
 	default:
 		position = true
-		s.writes = known || !c.primary.covers(c.primary.session.load()) ||
+		s.writes = isWrite || !c.primary.covers(c.primary.session.load()) ||
 			slices.ContainsFunc(s.sessions, func(s *Session) bool { return !c.primary.covers(s.load()) })
 	}
 	if s.Copied = copied; !copied {
 		s.Inside = wroteMessages
-		if known {
+		if isWrite {
 			s.Inside = asyncMessages
 		}
 	}
@@ -194,7 +192,7 @@ func (c *primaryConn) ask(s *primaryStatement, copied bool) {
 	}
 }
 
-// end sees to it that what was written counts for its sessions before pgx returns to its caller.
+// end counts what was written for its sessions before pgx returns to its caller.
 func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	s, _ := ctx.Value(primaryStatementKey{}).(*primaryStatement)
 	c := t.connOf(conn)
@@ -204,7 +202,7 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	c.end(s)
 	unannounced := c.unannounced.Swap(false)
 	if c.schema = c.schema || s.Schema || unannounced; c.schema {
-		// Also in the middle of a transaction, as the text may have ended another before.
+		// In the middle of a transaction too, as the same SQL may have ended another one before.
 		defer func() { t.primary.statements.catalog.forget(t.primary.session.load()) }()
 	}
 
@@ -213,7 +211,7 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 		c.wrote, c.async, c.schema, c.sessions = false, false, false, nil
 		return
 	}
-	// A transaction block goes on, or has begun. The text may have ended another before it.
+	// A transaction block goes on, or has begun. The same SQL may have ended another one before.
 	if s.Ends || s.OtherCommand {
 		t.note(s, c.wrote || s.mayHaveWritten(err))
 	}
@@ -225,7 +223,7 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	c.async = c.async || s.Settings || s.OtherCommand || async || unannounced
 }
 
-// note makes a write count whose position was not told.
+// note notes a write whose position was not answered. If it was, and writes wait for the replica, note waits.
 func (t *Tracer) note(s *primaryStatement, wrote bool) {
 	switch {
 	case !wrote:

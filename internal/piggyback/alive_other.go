@@ -4,5 +4,5 @@ package piggyback
 
 import "net"
 
-// Alive says that nothing is known of the connection, so that it is pinged.
+// Alive returns false: it is not known here whether the connection is open, and it has to be pinged.
 func Alive(net.Conn) bool { return false }

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// Alive reports whether an idle connection is open and has nothing to read, as far as this host's kernel knows. It asks
-// nobody and waits for nothing. A server that ends a connection, or a network that resets it, makes it readable.
+// Alive reports whether an idle connection is open and has nothing to read, as far as this host's kernel knows. It sends
+// nothing and does not wait. A server that closes a connection, or a network that resets it, makes it readable.
 func Alive(conn net.Conn) bool {
 	for {
 		wrapped, ok := conn.(interface{ NetConn() net.Conn })
@@ -26,7 +26,7 @@ func Alive(conn net.Conn) bool {
 		return false
 	}
 
-	// Control and not Read, which would wait for a reader in the background.
+	// RawConn.Read would wait for a Read in another goroutine. Control does not.
 	var peekErr error
 	err = raw.Control(func(fd uintptr) {
 		var b [1]byte

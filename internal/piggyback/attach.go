@@ -10,9 +10,9 @@ import (
 // Attach puts a Conn between conn and its network connection. conn must be idle; it is meant to be called by a
 // [pgconn.ValidateConnectFunc].
 //
-// AfterNetConnect comes too early for that: pgconn binds SCRAM authentication to the TLS channel only where it finds the
-// *tls.Conn itself. So the connection is taken apart and put together anew when it is established, in place, as others
-// hold the pointer.
+// [pgconn.Config]'s AfterNetConnect would be too early: pgconn binds SCRAM authentication to the TLS channel only if its
+// network connection is the *tls.Conn itself. So Attach hijacks the established connection and constructs it anew, in place,
+// as pgconn's caller has the pointer to it.
 func Attach(ctx context.Context, conn *pgconn.PgConn, on Events) (*Conn, error) {
 	if err := conn.SyncConn(ctx); err != nil {
 		return nil, err

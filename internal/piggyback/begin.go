@@ -9,24 +9,25 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// A BEGIN of pgx's does nothing that anybody could see before the transaction's first statement: it takes neither a
-// snapshot nor a lock. So nobody waits for its answer, and a transaction of one statement costs two round trips and not
-// three. The BEGIN leaves at once, so that the server knows of the transaction and bounds the time that it is idle.
+// A BEGIN of pgx's has no visible effect before the transaction's first statement: it takes neither a snapshot nor a lock.
+// So pgx is given its answer without waiting for the server's, and a transaction of one statement costs two round trips and
+// not three. The BEGIN is sent at once, so that the server's limits on idle transactions apply.
 //
-// The first statement must not run if the BEGIN fails, as it would be committed on its own. A guard in front of it sees to
-// that, in the same segment: it fails where no transaction block is open, and behind an error in the extended protocol the
-// server skips everything up to the next Sync, simple queries too. The guard takes no snapshot, so that SET TRANSACTION
-// works behind it, and does not change when the transaction began. Nothing is sent behind the first segment before the
-// guard was answered. After a refusal pgx reads the BEGIN's error, and nothing but its ROLLBACK is let through.
+// The first statement must not run if the BEGIN fails, as it would be committed on its own. A guard in front of it, in the
+// same segment, makes sure of that. The guard fails where no transaction block is open, and after an error in the extended
+// protocol the server skips everything up to the next Sync, simple queries too. The guard takes no snapshot, so that SET
+// TRANSACTION works after it, and does not change when the transaction began. Nothing but the data of a COPY is sent after
+// the first segment before the guard was answered. After a refusal pgx reads the BEGIN's error, and can send nothing but
+// its ROLLBACK.
 // See https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-EXT-QUERY.
 
-// begun is how far a BEGIN has come whose answer pgx does not wait for.
+// begun is the state of a BEGIN that pgx does not wait for.
 type begun uint8
 
 const (
 	notBegun  begun = iota // there is none, or it was answered
-	unguarded              // it has left, and nothing behind it
-	guarded                // the guard has left, and was not answered
+	unguarded              // it was sent, and nothing after it
+	guarded                // the guard was sent, and not answered yet
 	refused                // it was refused, and pgx has read that
 )
 
@@ -63,9 +64,9 @@ var beginReply = append(message('C', []byte("BEGIN\x00")), message('Z', []byte("
 
 var rollback = string(Query("rollback"))
 
-// beginEarly returns what is to be sent in place of p if p is a BEGIN that need not be waited for.
+// beginEarly returns what is to be sent in place of p if p is a BEGIN that pgx need not wait for, else nil.
 func (c *Conn) beginEarly(p []byte) []byte {
-	// An answer that is still to come, after a context that ended early, must not be taken for that to the BEGIN.
+	// After a context that ended early an older answer may be to come. It must not be taken for that to the BEGIN.
 	if !c.begins || len(c.pending) > 0 || c.begun != notBegun {
 		return nil
 	}
@@ -98,7 +99,7 @@ func (c *Conn) refusalError() error {
 	return fmt.Errorf("flyregion: the transaction was not begun: %w", pgconn.ErrorResponseToPgError(&response))
 }
 
-// mayFollow returns how much of p may be sent now, and whether the answer to the guard is to be awaited before.
+// mayFollow returns how much of p may be sent now, and whether only after the answer to the guard.
 func (c *Conn) mayFollow(p []byte) (n int, wait bool) {
 	switch c.begun {
 	case unguarded:
@@ -112,7 +113,7 @@ func (c *Conn) mayFollow(p []byte) (n int, wait bool) {
 	return len(p), false
 }
 
-// segmentEnd returns where the first segment in p ends, that of p if it goes on.
+// segmentEnd returns the end of the first segment in p, or of p if the segment goes on.
 func segmentEnd(p []byte) int {
 	for at := 0; at+5 <= len(p); {
 		kind := p[at]
@@ -127,10 +128,11 @@ func segmentEnd(p []byte) int {
 // endsSegment reports whether the server answers a kind of message with ReadyForQuery.
 func endsSegment(kind byte) bool { return kind == 'Q' || kind == 'S' || kind == 'F' }
 
-// isCopyData reports whether a kind of message belongs to the data of a COPY, which the server drops if there is no COPY.
+// isCopyData reports whether a kind of message belongs to the data of a COPY, or ends the session. The server drops the
+// former if there is no COPY.
 func isCopyData(kind byte) bool { return kind == 'd' || kind == 'c' || kind == 'f' || kind == 'X' }
 
-// guardAnswered takes a message of the answer to the guard.
+// guardAnswered handles a message of the answer to the guard.
 func (c *Conn) guardAnswered(s *segment, m []byte) {
 	switch m[0] {
 	case 'C':
@@ -145,13 +147,14 @@ func (c *Conn) guardAnswered(s *segment, m []byte) {
 			c.unread.Write(c.refusal)
 		}
 		if s.simple && !isFatal(m[5:]) {
-			// The simple query was skipped, and has no Sync of its own. If it cannot be written, the next read fails.
+			// The simple query was skipped and has no Sync of its own. If this one cannot be sent, the next read fails.
 			_, _ = c.Conn.Write(syncMessage)
 		}
 	}
 }
 
-// begunEnded takes the end of a segment that may have been skipped behind the guard. It returns the status for pgx.
+// begunEnded handles the end of a segment that may have been skipped after a failed guard. It returns the transaction status
+// for pgx.
 func (c *Conn) begunEnded(s *segment, status byte) byte {
 	if s.guardFailed {
 		c.begun = notBegun
@@ -165,7 +168,7 @@ func (c *Conn) begunEnded(s *segment, status byte) byte {
 	return status
 }
 
-// beginAnswered takes a message of the answer to a BEGIN.
+// beginAnswered handles a message of the answer to a BEGIN.
 func (c *Conn) beginAnswered(m []byte) {
 	switch m[0] {
 	case 'E':

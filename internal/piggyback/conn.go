@@ -12,80 +12,82 @@ import (
 	"time"
 )
 
-// Question is what is asked along with one statement, and what came of it. Its fields are the Conn's from Announce to
-// Conclude, but for callbacks, which get the question that they are about.
+// Question is what is asked along with one statement, and the answers. From Announce to Conclude only the Conn uses its
+// fields, and the callbacks that get it.
 type Question struct {
 	Inside []byte // made by Unnamed: runs behind the statement and in its transaction; nil for none
 	Behind []byte // made by Query: runs when the statement has ended; nil for none
-	Copied bool   // the statement is a COPY: Behind follows its data, as the server takes all that comes before for data
+	Copied bool   // the statement is a COPY: Behind follows its data, because the server takes all before its end for data
 
-	Ran   bool      // the statement has left
-	Asked time.Time // when Inside or Behind left; zero if the statement left in a way that nothing can follow
+	Ran   bool      // the statement was sent
+	Asked time.Time // when Inside or Behind was sent; zero if the statement was sent in a way that neither can follow
 	InRow Row       // the answer to Inside
 	Row   Row       // the answer to Behind
 	Idle  bool      // no transaction block was open behind the statement
 }
 
-// Events are what a Conn tells. They are called before pgx reads the end of what they are about, by whoever reads, writes
-// or closes the connection at the moment, and must not call the Conn.
+// Events are the callbacks of a Conn. They are called before pgx reads the end of what they are about, in calls of Read, Write,
+// Close and Abandon, with a lock held: they must not call the Conn.
 type Events struct {
-	Asked       func(*Question) // Inside or Behind leaves
+	Asked       func(*Question) // Inside or Behind is about to be sent
 	Answered    func(*Question) // Behind was answered with a row
-	Late        func(*Question) // Behind was not answered in time
-	Committed   func(*Question) // a transaction was committed, and more of the statement is still to come; nil if unannounced
-	Unannounced func()          // something has ended, or may have, that nobody announced
-	Abandoned   func(*Question) // nobody will read how the announced statement ended
+	Late        func(*Question) // Behind was not answered within answerTime
+	Committed   func(*Question) // a transaction was committed, and more of the statement is to come; nil if the statement was not announced
+	Unannounced func()          // a statement that was not announced has ended, or may have
+	Abandoned   func(*Question) // the end of the announced statement will not be read
 }
 
 // kind says what a segment is.
 type kind uint8
 
 const (
-	ofApp      kind = iota // pgx has sent it and reads its answer
-	ofBegin                // a BEGIN whose answer pgx has got already
+	ofApp      kind = iota // pgx has sent it, and reads its answer
+	ofBegin                // a BEGIN whose answer pgx has been given already
 	ofQuestion             // a question behind what pgx has sent
 )
 
-// segment is what has left up to a message that the server answers with ReadyForQuery.
+// segment is what was sent up to and with a message that the server answers with ReadyForQuery.
 type segment struct {
 	kind      kind
-	statement *Question // that it belongs to; nil if nobody announced it
+	statement *Question // that it belongs to; nil if none was announced
 	runs      bool      // it may change something
-	ended     bool      // its last message has left
-	simple    bool      // that is a simple query or a function call
+	ended     bool      // its last message was sent
+	simple    bool      // its last message is a simple query or a function call
 
-	executes    int  // commands of the extended protocol that are still to be completed
-	guard       int  // commands of the guard in front of it that are still to be completed
+	executes    int  // commands of the extended protocol that are not completed yet
+	guard       int  // commands of the guard in front of it that are not completed yet
 	guardFailed bool // the guard has failed
 	inside      bool // its question's Inside is in it
-	insideNext  bool // ... and is answered next
+	insideNext  bool // ... and its answer is next
 
-	late  bool // of a question: what waited for its answer was let through
-	fence string
+	late  bool   // of a question: pgx was given the statement's end before the answer
+	fence string // the answer of the fence that it is, or that follows it; "" for none
 }
 
 // Conn is a connection to a server on which questions can be asked.
 //
-// One goroutine at a time writes and one reads. Both may close it, and set deadlines, at any time.
+// One goroutine at a time may write and one may read. Any may close it and set deadlines.
 type Conn struct {
 	net.Conn
 	on Events
 
+	// mu guards the following fields. It is not held during network I/O, except to send the Sync after a failed guard.
 	mu          sync.Mutex
 	current     *Question // announced and not concluded
-	toAsk       bool      // it is still to be asked
-	begins      bool      // its statement is a BEGIN
+	toAsk       bool      // current has not been asked yet
+	begins      bool      // current's statement is a BEGIN
 	begun       begun
 	refusal     []byte    // the server's answer to the BEGIN, if it is an error that pgx has not read
-	pending     []segment // what is to be answered, the oldest first; the last one may not have ended
+	pending     []segment // what was not answered yet, the oldest first; only the last one may not have ended
 	fences      int
-	passThrough bool // what comes is not PostgreSQL's protocol
+	passThrough bool // what the server sends is not PostgreSQL's protocol
 
-	beginReplyDue atomic.Bool // pgx is to read that a transaction was begun
+	beginReplyDue atomic.Bool // the next Read has to give pgx the answer to BEGIN
 
+	// deadlineMu guards the following fields.
 	deadlineMu     sync.Mutex
-	pgxDeadline    time.Time // read deadline that pgx has set
-	answerDeadline time.Time // ... and that of waiting for an answer
+	pgxDeadline    time.Time // read deadline that pgx has set; zero for none
+	answerDeadline time.Time // ... and that of answerTime
 
 	writer
 	reader
@@ -97,8 +99,7 @@ func New(conn net.Conn, on Events) *Conn { return &Conn{Conn: conn, on: on} }
 // NetConn returns the connection that c stands in front of.
 func (c *Conn) NetConn() net.Conn { return c.Conn }
 
-// Announce tells which statement is sent from now on and what is to be asked along with it. begins is whether it begins
-// a transaction.
+// Announce says that what is sent from now on is the statement of q. begins says that it begins a transaction.
 func (c *Conn) Announce(q *Question, begins bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -106,7 +107,7 @@ func (c *Conn) Announce(q *Question, begins bool) {
 	c.toAsk = q.Inside != nil || q.Behind != nil
 }
 
-// Conclude ends what Announce began, if q is what runs now. The question is its caller's again.
+// Conclude ends what Announce began, if q was announced last. The Conn no longer uses q then.
 func (c *Conn) Conclude(q *Question) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,13 +117,13 @@ func (c *Conn) Conclude(q *Question) {
 	c.current, c.toAsk, c.begins = nil, false, false
 	for i := range c.pending {
 		if s := &c.pending[i]; s.statement == q && s.kind == ofApp {
-			// pgx gave up before the end, which it will not read.
+			// pgx will not read its end.
 			s.runs = false
 		}
 	}
 }
 
-// Abandon tells that nobody will read what is still to come.
+// Abandon says that pgx will not read the answers that have not arrived.
 func (c *Conn) Abandon() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -193,7 +194,7 @@ func (c *Conn) limitReading(t time.Time) {
 	c.deadlineMu.Lock()
 	defer c.deadlineMu.Unlock()
 	c.answerDeadline = t
-	// What cannot be bounded is not.
+	// Without a deadline the read just takes longer.
 	_ = c.Conn.SetReadDeadline(earlier(c.pgxDeadline, t))
 }
 

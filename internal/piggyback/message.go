@@ -10,8 +10,8 @@ var syncMessage = message('S', nil)
 // Query returns the message that runs sql in the simple protocol.
 func Query(sql string) []byte { return message('Q', []byte(sql+"\x00")) }
 
-// Unnamed returns the messages that run sql in the extended protocol and leave nothing behind. They use the unnamed
-// statement and portal: pgx has done with its own by then, and a named one would not survive a DISCARD ALL.
+// Unnamed returns the messages that run sql in the extended protocol without a name. They replace the unnamed statement and
+// portal, which pgx no longer needs then. A prepared statement would not survive a DISCARD ALL.
 func Unnamed(sql string) []byte {
 	return bytes.Join([][]byte{
 		message('P', []byte("\x00"+sql+"\x00\x00\x00")),
@@ -27,8 +27,7 @@ func message(kind byte, body []byte) []byte {
 	return append(m, body...)
 }
 
-// messageLen returns the length of the message whose header m begins with. It is less than a header's for what is no
-// message.
+// messageLen returns the length of the message whose header m begins with. It is less than 5 if that is no header.
 func messageLen(m []byte) int { return 1 + int(int32(binary.BigEndian.Uint32(m[1:]))) }
 
 // isPing reports whether a simple query's message is pgx's ping.
@@ -43,7 +42,7 @@ const MaxColumns = 6
 // Row is a row of text columns.
 type Row struct {
 	Columns [MaxColumns]string
-	Len     int // how many there are; 0 for none, or for what is not an answer
+	Len     int // how many there are; 0 if there is no row, or one that is not of an answer
 }
 
 // rowOf returns the row of a DataRow's body, the zero Row if a column is NULL or the body is not that of an answer.
@@ -88,8 +87,8 @@ func isFatal(body []byte) bool {
 	return false
 }
 
-// commits reports whether the command of a CommandComplete may have committed a transaction although more of the same
-// text or batch is still to come. CALL and DO may have committed in the middle of their code.
+// commits reports whether the command of a CommandComplete may have committed a transaction although more of the same SQL or
+// batch is to come. CALL and DO may have committed in the middle of their code.
 func commits(m []byte) bool {
 	tag := m[5:]
 	return bytes.HasPrefix(tag, []byte("COMMIT")) || bytes.HasPrefix(tag, []byte("CALL")) || bytes.HasPrefix(tag, []byte("DO"))
@@ -98,14 +97,14 @@ func commits(m []byte) bool {
 // scanner follows the boundaries of the messages in a stream.
 type scanner struct {
 	header [5]byte
-	n      int // bytes of the header that were seen
-	body   int // bytes of the body still to come
+	n      int // how many bytes of the header have passed
+	body   int // how many bytes of the body have not
 }
 
 // atStart reports whether the next byte begins a message.
 func (s *scanner) atStart() bool { return s.n == 0 && s.body == 0 }
 
-// skip goes over bytes of at most one message and returns how many.
+// skip passes bytes of p, at most to the end of a message, and returns how many.
 func (s *scanner) skip(p []byte) int {
 	i := copy(s.header[s.n:], p)
 	s.n += i

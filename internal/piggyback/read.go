@@ -9,25 +9,25 @@ import (
 
 // reader is the reading side of a Conn.
 type reader struct {
-	readMu sync.Mutex   // guards what follows; held while reading
-	in     scanner      // of what goes straight to pgx
-	unread bytes.Buffer // for pgx to read before anything else
-	err    error        // for pgx to read after unread
+	readMu sync.Mutex   // guards the following fields; it is locked before mu, and held while reading from the network
+	in     scanner      // of what passes to pgx unchanged
+	unread bytes.Buffer // what pgx reads before anything else
+	err    error        // what pgx reads after unread
 
-	holding bool   // what arrives is kept from pgx until it is clear what it is
-	held    []byte // ... and has arrived, from the start of a message on
-	end     []byte // the statement's ReadyForQuery, while the answer to the question behind it is awaited
+	holding bool   // what arrives goes to held, and not to pgx, until it was parsed
+	held    []byte // what has arrived and was not parsed, from the start of a message on
+	end     []byte // the statement's ReadyForQuery, until the question behind it was answered
 	row     Row    // of the answer that is being read
 	failing bool   // ... which is an error
 
 	limited bool // reading is bounded by answerTime
 
-	heldRoom [512]byte // what held and end begin in
+	heldRoom [512]byte // the first memory of held
 	endRoom  [readyForQueryLen]byte
 }
 
-// answerTime is how long a statement that has ended waits for the answer to the question behind it. The answer comes at
-// its heels, unless a pooler has dropped the question or the network fails.
+// answerTime is how long a statement that has ended waits for the answer to the question behind it. The answer comes right
+// after the statement's, unless a pooler has dropped the question or the network fails.
 const answerTime = time.Second
 
 var errOutOfStep = errors.New("flyregion: the server has answered something else than what was asked")
@@ -65,21 +65,21 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
-// replyToBegin gives pgx the answer to a BEGIN that has just left.
+// replyToBegin gives pgx the answer to a BEGIN that was just sent.
 func (c *Conn) replyToBegin() {
 	if c.beginReplyDue.CompareAndSwap(true, false) {
 		c.unread.Write(beginReply)
 	}
 }
 
-// hold begins to keep what arrives from pgx.
+// hold begins to hold what arrives, with p.
 func (c *Conn) hold(p []byte) {
 	c.holding = true
 	c.held = append(c.heldRoom[:0], p...)
 }
 
-// scan follows the messages in p and returns how much of it is for pgx: all, or what comes before something that has to
-// be looked at as a whole.
+// scan follows the messages in p and returns how much of it passes to pgx unchanged: all, or what comes before a message that
+// has to be parsed.
 func (c *Conn) scan(p []byte) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -92,7 +92,7 @@ func (c *Conn) scan(p []byte) int {
 	return len(p)
 }
 
-// passesThrough reports whether the message that p begins with goes straight to pgx.
+// passesThrough reports whether the message that p begins with passes to pgx unchanged.
 func (c *Conn) passesThrough(p []byte) bool {
 	s := c.head()
 	if s == nil || c.passThrough {
@@ -115,18 +115,18 @@ func (c *Conn) passesThrough(p []byte) bool {
 	return true
 }
 
-// isLast reports whether the command that has ended is surely the last one of its segment.
+// isLast reports whether the command that has ended is certainly the last one of its segment.
 func (c *Conn) isLast(s *segment) bool { return s.ended && !s.simple && s.executes <= 1 }
 
-// copyBegins takes note that the server waits for COPY data. It takes a question for data that was sent before the end of
-// the data, and does not answer it.
+// copyBegins handles that the server waits for COPY data. A question that was sent before the end of the data is dropped: the
+// server takes it for data and does not answer it.
 func (c *Conn) copyBegins() {
 	if len(c.pending) > 1 && c.pending[1].kind == ofQuestion && !c.pending[1].statement.Copied {
 		c.pending = c.pending[:1+copy(c.pending[1:], c.pending[2:])]
 	}
 }
 
-// readHeld reads on until it is clear what was kept from pgx, or the connection fails.
+// readHeld reads more from the network and parses what is held.
 func (c *Conn) readHeld() {
 	if len(c.end) > 0 && !c.limited {
 		c.limited = true
@@ -145,15 +145,15 @@ func (c *Conn) readHeld() {
 		c.err = err
 		return
 	}
-	// A deadline that pgx has set is passed on, unless pgx gets what it waits for: it takes the deadline back then, goes
-	// on with the connection, and the answer is taken out later.
+	// pgx gets the timeout of its own deadline, unless it is given the statement's end. Then it removes the deadline and
+	// goes on using the connection, and the answer is removed when it arrives.
 	if !c.late() {
 		c.err = err
 	}
 }
 
-// late lets the statement's end through although the question behind it was not answered yet. It reports whether that
-// was awaited.
+// late gives pgx the statement's end although the question behind it was not answered. It reports false if there is no such
+// end.
 func (c *Conn) late() bool {
 	if len(c.end) == 0 {
 		return false
@@ -170,7 +170,7 @@ func (c *Conn) late() bool {
 	return true
 }
 
-// releaseEnd gives pgx the statement's ReadyForQuery, if that is what it waits for.
+// releaseEnd gives pgx the statement's ReadyForQuery, if that is held.
 func (c *Conn) releaseEnd() {
 	if len(c.end) == 0 {
 		return
@@ -188,7 +188,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// parse gives pgx what is for it of what was held.
+// parse handles the messages in held, and gives pgx those that are for it.
 func (c *Conn) parse() {
 	rest := c.held
 	for len(rest) > 0 {
@@ -218,7 +218,7 @@ func (c *Conn) parse() {
 	c.held = append(c.held[:0], rest...)
 }
 
-// stopParsing lets everything through from here on: what comes is not PostgreSQL's protocol, and pgx finds out for itself.
+// stopParsing passes rest and all that follows to pgx: it is not PostgreSQL's protocol, and pgx will return an error.
 func (c *Conn) stopParsing(rest []byte) {
 	c.mu.Lock()
 	c.passThrough = true
@@ -228,8 +228,8 @@ func (c *Conn) stopParsing(rest []byte) {
 	c.holding, c.held = false, nil
 }
 
-// take takes a message that has to be looked at. next is what has arrived behind it. It reports false if more has to
-// arrive first.
+// take handles a message that has to be parsed. next is what has arrived after it. It reports false if more has to arrive
+// first.
 func (c *Conn) take(m, next []byte) (n int, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -265,7 +265,7 @@ func (c *Conn) take(m, next []byte) (n int, ok bool) {
 	return len(m), true
 }
 
-// insideAnswered takes a message of the answer to a question's Inside.
+// insideAnswered handles a message of the answer to a question's Inside.
 func (c *Conn) insideAnswered(s *segment, m []byte) {
 	switch m[0] {
 	case 'D':
@@ -277,13 +277,13 @@ func (c *Conn) insideAnswered(s *segment, m []byte) {
 		}
 		c.row = Row{}
 	case 'E':
-		// The transaction was still open, and has failed with the question: the error is the statement's.
+		// The transaction has failed with the question: the error is the statement's.
 		s.inside, s.insideNext = false, false
 		c.unread.Write(m)
 	}
 }
 
-// ended takes the ReadyForQuery of something that pgx has sent.
+// ended handles the ReadyForQuery of a segment that pgx has sent.
 func (c *Conn) ended(s *segment, m []byte) {
 	if s.runs && s.statement == nil {
 		c.on.Unannounced()
@@ -301,7 +301,7 @@ func (c *Conn) ended(s *segment, m []byte) {
 	}
 }
 
-// questionAnswered takes a message of the answer to a question's Behind, or to a fence.
+// questionAnswered handles a message of the answer to a question's Behind, or to a fence.
 func (c *Conn) questionAnswered(s *segment, m []byte) {
 	switch m[0] {
 	case 'D':
@@ -309,7 +309,7 @@ func (c *Conn) questionAnswered(s *segment, m []byte) {
 	case 'E':
 		c.failing = true
 		if isFatal(m[5:]) {
-			// The server ends the connection. The statement, which came before, must not appear to have failed.
+			// The server closes the connection. The statement before has succeeded, and pgx must read that.
 			c.releaseEnd()
 			c.unread.Write(m)
 		}
@@ -319,11 +319,11 @@ func (c *Conn) questionAnswered(s *segment, m []byte) {
 			row = Row{}
 		}
 		if s.fence != "" && row.Columns[0] != s.fence && (row.Len == 0 || s.statement == nil) {
-			// Neither the late answer nor the fence's.
+			// This is neither the late answer nor the fence's.
 			c.err = errOutOfStep
 		}
 		if s.late && s.fence != "" && row.Columns[0] == s.fence {
-			c.pop() // the late answer does not come any more
+			c.pop() // the late answer will not come
 			row = Row{}
 		}
 		c.pop()
@@ -336,7 +336,7 @@ func (c *Conn) questionAnswered(s *segment, m []byte) {
 	}
 }
 
-// awaitGuard reads until the guard in front of a transaction's first statement was answered.
+// awaitGuard reads from the network until the guard was answered.
 func (c *Conn) awaitGuard() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
@@ -360,6 +360,7 @@ func (c *Conn) awaitGuard() error {
 	return nil
 }
 
+// guardOpen reports whether the guard was not answered yet.
 func (c *Conn) guardOpen() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// writer is what only the writing side touches.
+// writer is the writing side of a Conn. Only the goroutine that writes uses its fields.
 type writer struct {
-	out         scanner // at the start of a message, unless somebody writes parts of messages
-	front, back []byte  // what is added to what pgx writes
+	out         scanner // at the start of a message, unless parts of messages are written
+	front, back []byte  // what is sent before and after what pgx writes
 }
 
 // Write sends p, and the questions that go with it. pgx writes whole messages.
@@ -23,7 +23,7 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// write sends as much of p as can be sent at once.
+// write sends the part of p that can be sent without waiting, or waits and sends it.
 func (c *Conn) write(p []byte) (int, error) {
 	c.mu.Lock()
 	if c.passThrough || !c.whole(p) {
@@ -36,7 +36,7 @@ func (c *Conn) write(p []byte) (int, error) {
 	}
 	if begin := c.beginEarly(p); begin != nil {
 		c.mu.Unlock()
-		// A reader may wait already, and looks again when the server's own answer arrives.
+		// A Read that waits already gives pgx the answer when the server's own arrives.
 		c.beginReplyDue.Store(true)
 		if _, err := c.Conn.Write(begin); err != nil {
 			return 0, err
@@ -57,8 +57,8 @@ func (c *Conn) write(p []byte) (int, error) {
 	if len(c.front) == 0 && len(c.back) == 0 {
 		return c.Conn.Write(p[:n])
 	}
-	// Small statements leave in one packet with what is added. Copying a large one would cost more than another write,
-	// which does not wait for the first to be answered either.
+	// A small statement is sent in one packet with what is added. Copying a large one would cost more than another write to
+	// the network.
 	const small = 8 << 10
 	if keep <= small {
 		c.front = append(append(c.front, p[:keep]...), c.back...)
@@ -75,8 +75,8 @@ func (c *Conn) write(p []byte) (int, error) {
 	return n, nil
 }
 
-// whole reports whether p is whole messages. Somebody who has taken the connection over may write as he likes: no
-// question goes along then, and all of it may change something.
+// whole reports whether p is whole messages, as pgx writes them. Code that has hijacked the connection may write otherwise.
+// Then no question is added, and everything counts as something that may write.
 func (c *Conn) whole(p []byte) bool {
 	at := 0
 	for c.out.atStart() && at+5 <= len(p) {
@@ -99,8 +99,8 @@ func (c *Conn) whole(p []byte) bool {
 	return false
 }
 
-// frame notes what leaves, whole messages, and puts into c.front and c.back what goes with it. Of p only p[:keep] is to
-// be sent then.
+// frame records the messages in p, and puts into c.front and c.back what is to be sent before and after it. Of p only p[:keep]
+// is to be sent then.
 func (c *Conn) frame(p []byte) (keep int) {
 	c.front, c.back = c.front[:0], c.back[:0]
 	if c.begun == unguarded && p[0] != 'X' {
@@ -147,8 +147,9 @@ func (c *Conn) frame(p []byte) (keep int) {
 	return c.ask(len(p), last, ran, copied)
 }
 
-// ask puts the question about what runs behind p, of len n. Its last message is of the kind last, it has ran segments
-// that run something, and copied is whether it ends a COPY's data.
+// ask adds the question behind a statement's messages of length n, if this is the place. last is the kind of the last message,
+// ran is how many segments in them run something, and copied says that they end a COPY's data. It returns how much of the
+// messages is to be sent.
 func (c *Conn) ask(n int, last byte, ran int, copied bool) (keep int) {
 	q := c.current
 	// A COPY that has failed may be answered already.
@@ -176,8 +177,8 @@ func (c *Conn) ask(n int, last byte, ran int, copied bool) (keep int) {
 	return n
 }
 
-// fence asks something whose answer is known beforehand, in front of what pgx sends next. What comes before that answer
-// is that to a question which was late, if there is any: a pooler may drop what it does not expect.
+// fence sends a query with a fixed answer in front of what pgx sends next. An answer that arrives before the fence's is the
+// late one. If none arrives before, the late one never will: a pooler may have dropped the question.
 func (c *Conn) fence() {
 	c.fences++
 	fence := "flyregion " + strconv.Itoa(c.fences)

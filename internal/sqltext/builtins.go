@@ -2,9 +2,8 @@ package sqltext
 
 import "strings"
 
-// The names that are called so often that nobody should have to ask the catalog about them. An app's own function may
-// have one of these names, with other arguments or in front of pg_catalog in the search_path; if it writes, it is among
-// what facts say.
+// Names that are called so often that the catalog should not be asked about them. An app's own function may have one of these
+// names, with other arguments or in front of pg_catalog in the search_path. If it writes, it is in Facts.
 
 // builtIns are functions of pg_catalog, in PostgreSQL 14 to 19, none of which is VOLATILE whatever its arguments.
 const builtIns = `
@@ -55,8 +54,8 @@ txid_snapshot_xmin txid_visible_in_snapshot unistr unnest upper upper_inc upper_
 uuid_extract_version var_pop var_samp varbit variance version websearch_to_tsquery width width_bucket xid xml
 xmlagg xmlcomment xmltext xmlvalidate xpath xpath_exists`
 
-// harmless are functions of PostgreSQL and of the extensions that come with it which are VOLATILE because their results
-// change, not because they do anything.
+// harmless are functions of PostgreSQL, and of the extensions that come with it, that are VOLATILE only because their results
+// change. They have no effect.
 const harmless = `
 array_sample array_shuffle clock_timestamp current_query fips_mode gen_random_bytes gen_random_uuid gen_salt lo_get
 normal_rand pg_sleep pg_sleep_for pg_sleep_until pgp_pub_encrypt pgp_pub_encrypt_bytea pgp_sym_encrypt
@@ -65,8 +64,8 @@ ssl_client_serial ssl_extension_info ssl_is_used ssl_issuer_dn ssl_issuer_field 
 uuid_generate_v1 uuid_generate_v1mc uuid_generate_v4 uuidv4 uuidv7 xslt_process
 `
 
-// syntax are words with a parenthesis behind them that no function can be called by without quotes, as the grammar has
-// them for itself, and some that are only ever written in a place of their own.
+// syntax are words that are not the name of a function when a parenthesis follows, as the grammar uses them. With quotes they
+// may be.
 const syntax = `
 array asymmetric between bigint bit boolean both by cast char character check coalesce columns cube dec decimal exists extract filter float
 greatest grouping inout int integer interval json json_array json_arrayagg json_exists json_object json_objectagg
@@ -76,7 +75,7 @@ symmetric time timestamp trailing treat trim unique values varchar variadic xmla
 xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
 `
 
-// safeNames has all of them.
+// safeNames has builtIns, harmless and syntax.
 var safeNames = func() *nameTable {
 	t := newNameTable(2048)
 	for _, names := range []string{builtIns, harmless, syntax} {
@@ -95,5 +94,5 @@ var harmlessFunctions = func() map[string]bool {
 	return t
 }()
 
-// IsHarmless reports whether a function is VOLATILE and known to have no effect.
+// IsHarmless reports whether a function of PostgreSQL or of its extensions is VOLATILE and has no effect.
 func IsHarmless(name string) bool { return harmlessFunctions[name] }

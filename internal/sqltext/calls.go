@@ -2,8 +2,8 @@ package sqltext
 
 import "strings"
 
-// onCall takes the name in front of a parenthesis that opens. It is called, unless it is reserved, a label or type behind AS,
-// or the name of what WITH begins, which have columns or modifiers in the parenthesis.
+// onCall handles the name in front of an opening parenthesis. It is called, unless it is reserved, a label or type after AS, or
+// the name of a query after WITH, which have columns or modifiers in the parenthesis.
 func (p *inspector) onCall() {
 	if p.prev == tokWord && p.word.reserved() && safeNames.find(p.sql[p.nameAt:p.nameEnd]) == 0 {
 		return
@@ -21,7 +21,7 @@ func (p *inspector) onCall() {
 	p.call(p.sql[p.nameAt:p.nameEnd], p.prev == tokQuoted)
 }
 
-// call takes the name of a function that is called.
+// call handles the name of a function that is called.
 func (p *inspector) call(name string, quoted bool) {
 	if access, ok := p.appSays(name); ok {
 		p.appCalls(access)
@@ -30,18 +30,18 @@ func (p *inspector) call(name string, quoted bool) {
 	if p.state == inWrite {
 		return
 	}
-	known := callKind(name)
+	kind := callKind(name)
 	switch {
-	case known == callChangesSession:
+	case kind == callChangesSession:
 		p.sessionEffect, p.LeavesState = true, true
 		return
-	case known == callBelongsToPrimary:
+	case kind == callBelongsToPrimary:
 		p.effects, p.LeavesState = true, p.LeavesState || leavesState(name)
 		return
-	case known == callReadsSetting:
+	case kind == callReadsSetting:
 		p.setting = true
 	}
-	builtIn := known != callUnknown || safeNames.find(name) != 0 && (!quoted || IsFunctionName(name))
+	builtIn := kind != callUnknown || safeNames.find(name) != 0 && (!quoted || IsFunctionName(name))
 	if builtIn && p.facts.Called == nil {
 		return
 	}
@@ -64,14 +64,14 @@ func (p *inspector) call(name string, quoted bool) {
 	}
 }
 
-// appCalls takes a call of which the app or the catalog knows what it may do.
+// appCalls handles a call of a function whose access the app or the catalog has told.
 func (p *inspector) appCalls(access Access) {
 	if access == Write {
 		p.effects, p.LeavesState = true, true
 	}
 }
 
-// relation takes a name that may be that of a view or table.
+// relation handles a name that may be that of a view or table.
 func (p *inspector) relation(kind token, name string) {
 	var buf [maxName]byte
 	stored, ok := storedName(&buf, name, kind != tokWord)
@@ -80,15 +80,15 @@ func (p *inspector) relation(kind token, name string) {
 	}
 }
 
-// settingNamed takes a string of a statement that calls current_setting.
+// settingNamed handles a string in a statement that calls current_setting.
 func (p *inspector) settingNamed(text string) {
 	if isServerSetting(text) || p.prev == tokOpen && strings.Contains(text, `\`) {
 		p.effects = true
 	}
 }
 
-// sequence takes the name of one of a sequence's columns, which tell how far it has come: ahead on a standby, as they
-// are logged. last_value is a window function too, and all are good names of labels.
+// sequence handles the name of one of a sequence's columns, whose values on a standby are ahead of the primary's, because
+// sequences are logged in advance. last_value is a window function too, and all may be labels.
 func (p *inspector) sequence(end int) {
 	if p.prev == tokWord && p.word == wordAs {
 		return
@@ -112,7 +112,7 @@ func isSequenceName(name string) bool {
 	return len(name) > len(suffix) && isFolded(name[len(name)-len(suffix):], suffix)
 }
 
-// appSays returns what the app says of a function, if it says anything.
+// appSays returns the access of a function in Facts.Functions, if it is there.
 func (p *inspector) appSays(name string) (Access, bool) {
 	if p.facts.Functions == nil {
 		return Write, false
@@ -128,7 +128,7 @@ func isTransactionSetting(name string) bool {
 	return len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
-// chain takes a name that may follow a dot.
+// chain handles a name that may follow a dot.
 func (p *inspector) chain(name string, quoted bool) {
 	if p.prev == tokDot {
 		p.field(name, quoted)
@@ -137,9 +137,9 @@ func (p *inspector) chain(name string, quoted bool) {
 	}
 }
 
-// field takes a name that follows a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval. In t.nextval it can
-// only be a column if t is a table, as none of the functions known here takes a row. It is a call if t is a function in the
-// FROM whose result is a single value, which callsFields tells.
+// field handles a name that follows a dot. ('s'::regclass).nextval is a call of nextval, as is $1.nextval. t.nextval is a
+// column if t is a table, as none of the functions listed here takes a row. It is a call if t is a function in the FROM
+// whose result is a single value, which callsFields decides.
 func (p *inspector) field(name string, quoted bool) {
 	if p.chained {
 		p.call(name, quoted)
@@ -149,7 +149,7 @@ func (p *inspector) field(name string, quoted bool) {
 		p.effects = p.effects || access == Write
 		return
 	}
-	if known := callKind(name); known == callBelongsToPrimary || known == callChangesSession {
+	if kind := callKind(name); kind == callBelongsToPrimary || kind == callChangesSession {
 		// In pg_catalog.nextval it is the name of a function, which call sees, or of a table.
 		p.fields = p.fields || !strings.EqualFold(p.sql[p.nameAt:p.nameEnd], "pg_catalog")
 	}

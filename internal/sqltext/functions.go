@@ -5,9 +5,9 @@ import (
 	"unicode"
 )
 
-// The functions whose calls belong to the primary, with the reason, and those whose calls do not although their name
-// begins with pg_. The prefix is the server's own, and most such functions look into the server or steer it, so one that
-// is not known is not taken for a read. All other functions that are not here are.
+// The functions whose calls belong on the primary, with the reason, and those whose calls do not although their name begins
+// with pg_. The prefix is PostgreSQL's own, and most such functions inspect or control the server. So one that is not listed
+// counts as a write. All other functions that are not listed count as unknown.
 
 var primaryCalls = [][]string{
 	// Sequences: a change, or the session's memory of one.
@@ -76,15 +76,15 @@ var systemReads = [][]string{
 	{"pg_sleep", "pg_sleep_for", "pg_sleep_until"},
 }
 
-// primaryPrefixes are what the names of other functions begin with that belong to the primary.
+// primaryPrefixes are prefixes of the names of other functions that belong on the primary.
 var primaryPrefixes = []string{
 	"binary_upgrade_",
 	"dblink_", "http_", "run_command_on_", // they ask other servers
 	"hypopg", "pgv_", // they keep things in the session
 }
 
-// primarySchemas are schemas of extensions whose functions belong to the primary, whatever they are called: they act
-// outside of the database, or keep things in the session. The names beginning with dbms_ do too.
+// primarySchemas are schemas of extensions whose functions all belong on the primary: they act outside of the database, or
+// keep state in the session. So do schemas whose name begins with dbms_.
 var primarySchemas = []string{"aws_lambda", "aws_s3", "azure_storage", "cron", "net", "utl_file"}
 
 // serverSettings are the settings that differ between a primary and a hot standby, or between their sessions.
@@ -140,19 +140,19 @@ var systemNames = func() *nameTable {
 	return t
 }()
 
-// callKind says what the package knows of a function, by its name.
+// callKind returns the kind of a call by the function's name, callUnknown if the name is not listed.
 func callKind(name string) uint8 {
-	known := systemNames.find(name)
-	if known == callUnknown || known == viewOfServer {
+	kind := systemNames.find(name)
+	if kind == callUnknown || kind == viewOfServer {
 		if isSystemName(name) || hasPrimaryPrefix(name) {
 			return callBelongsToPrimary
 		}
 		return callUnknown
 	}
-	return known
+	return kind
 }
 
-// primaryFirsts has the first letters of primaryPrefixes, which most names do not begin with.
+// primaryFirsts has the first letters of primaryPrefixes, so that most names need no comparison.
 var primaryFirsts = func() (t [256]bool) {
 	for c := range t {
 		for _, prefix := range primaryPrefixes {
@@ -224,8 +224,8 @@ func IsFunctionName(name string) bool {
 	return true
 }
 
-// keepsSchema reports whether a command that begins with a word leaves functions, views and policies as they are. Those
-// that are run often count; of any other it is not said.
+// keepsSchema reports whether a command that begins with a word changes no functions, views and policies. It lists only
+// frequent commands, and reports false for all others.
 func keepsSchema(word string) bool {
 	if len(word) < len("move") || len(word) > len("deallocate") {
 		return false

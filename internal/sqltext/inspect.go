@@ -2,7 +2,7 @@ package sqltext
 
 import "strings"
 
-// state is how far the inspector has come in a statement.
+// state is the part of a statement that the inspector is in.
 type state uint8
 
 const (
@@ -39,7 +39,7 @@ const (
 	tokOther                // any other literal, an operator, [ and :
 )
 
-// inspector holds what was learned of a text, and of the statement in it that is being read.
+// inspector has the state of an inspection: of the SQL text, and of the statement in it that is being read.
 type inspector struct {
 	Statement
 	sql        string
@@ -51,7 +51,7 @@ type inspector struct {
 	current
 }
 
-// current is what was learned of the statement that is being read.
+// current is the state of the statement that is being read.
 type current struct {
 	state           state
 	prev            token
@@ -64,7 +64,7 @@ type current struct {
 	analyze       bool // ... that executes what it explains
 	copies        bool // it is a COPY, and its TO STDOUT was not seen yet
 	changes       bool // executing it changes or locks something
-	effects       bool // it calls or names something that belongs to the primary
+	effects       bool // it calls or names something that belongs on the primary
 	sessionEffect bool // it does something to its session or transaction
 	fields        bool // it names a column like a function that does, which is a call if the table is a function in the FROM
 	setting       bool // it calls current_setting
@@ -76,7 +76,7 @@ type current struct {
 	atomic    int  // open BEGIN ATOMIC and CASE in the body of a CREATE FUNCTION
 }
 
-// before is what stands in front of a name.
+// before is the token in front of a name.
 type before struct {
 	token           token
 	word            word // if token is a tokWord
@@ -96,18 +96,18 @@ func (p *inspector) end() {
 	p.current = current{}
 }
 
-// ownOnly reports whether a command does nothing but to its session or transaction.
+// ownOnly reports whether a command affects only its session or transaction.
 func (p *inspector) ownOnly() bool {
 	return p.sessionEffect && (p.state == inWrite || p.state == inSet) && !p.explain
 }
 
-// onWord takes a keyword or an identifier without quotes.
+// onWord handles a keyword or an identifier without quotes.
 func (p *inspector) onWord(start, end int) {
 	text := p.sql[start:end]
 	w := p.anyName(tokWord, text)
 	switch {
 	case p.finishing && strings.EqualFold(text, "chain"):
-		// COMMIT AND CHAIN begins the next block. So does not AND NO CHAIN, which is as rare as it is harmless.
+		// COMMIT AND CHAIN begins the next block. AND NO CHAIN does not, but it is rare, and to take it for a block is safe.
 		p.LeavesOpen = true
 	case p.finishing && strings.EqualFold(text, "prepared"):
 		p.sessionEffect = false // the transaction of another session
@@ -128,8 +128,7 @@ func (p *inspector) onWord(start, end int) {
 	p.word = w
 }
 
-// anyName notes what a name tells wherever it stands, quoted or not. It returns the keyword that it would be without
-// quotes.
+// anyName handles what is the same for names with and without quotes. It returns the keyword that the name is without quotes.
 func (p *inspector) anyName(kind token, text string) word {
 	w := lookup(text)
 	switch w {
@@ -153,7 +152,7 @@ func (p *inspector) name(kind token, start, end int) {
 	p.prev, p.nameAt, p.nameEnd = kind, start, end
 }
 
-// lead takes a word in front of the body of a statement.
+// lead handles a word in front of the body of a statement.
 func (p *inspector) lead(w word, text string) {
 	switch p.state {
 	case atStart:
@@ -208,7 +207,7 @@ func (p *inspector) lead(w word, text string) {
 	}
 }
 
-// start takes the first keyword of a statement, or of the statement in an EXPLAIN or COPY.
+// start handles the first keyword of a statement, or of the statement in an EXPLAIN or COPY.
 func (p *inspector) start(w word, text string) {
 	alone := p.depth == 0 && !p.explain
 	p.state = inWrite
@@ -263,8 +262,8 @@ func (p *inspector) start(w word, text string) {
 	}
 }
 
-// show takes the name of a setting that is shown. Most are the same everywhere, and a pool gives no hold on a session
-// whose own they could be; some tell the servers apart, and ALL shows them too.
+// show handles the name of a setting in a SHOW. Most settings are the same on every server, and a session of a pool has none of
+// its own that the app could rely on. serverSettings differ between the servers, and ALL includes them.
 func (p *inspector) show(name string) {
 	p.state = inQuery
 	if isServerSetting(name) || strings.EqualFold(name, "all") {
@@ -272,7 +271,7 @@ func (p *inspector) show(name string) {
 	}
 }
 
-// body takes a word in a statement that may be a read.
+// body handles a word in a statement that may be a read.
 func (p *inspector) body(w word, text string, end int) {
 	if p.clause != wordOther {
 		p.decide(w)
@@ -305,7 +304,7 @@ func (p *inspector) body(w word, text string, end int) {
 	p.chain(text, false)
 }
 
-// decide takes the word after one that needs it to be understood.
+// decide handles the word after FOR, UPDATE or DELETE, which tells what these mean.
 func (p *inspector) decide(w word) {
 	switch p.clause {
 	case wordFor:
@@ -328,13 +327,13 @@ func (p *inspector) decide(w word) {
 	p.clause = wordOther
 }
 
-// nests reports whether an UPDATE or DELETE could begin here that is nested in a WITH, or that the WITH belongs to. Both
-// words are also good names of columns and labels, so what follows has a say as well. They begin after a parenthesis, or
-// after the name that ends a SEARCH or CYCLE clause. INSERT and MERGE need no such look: their INTO tells.
+// nests reports whether an UPDATE or DELETE could begin here that is nested in a WITH, or that the WITH belongs to. It begins
+// after a parenthesis, or after the name that ends a SEARCH or CYCLE clause. Both words may also be columns and labels, so
+// the next word counts too. INSERT and MERGE are recognised by their INTO.
 func (p *inspector) nests() bool {
 	switch p.prev {
 	case tokOpen:
-		return true // without a WITH no server takes it so far
+		return true // without a WITH it is an error on the servers so far
 	case tokComma, tokDot:
 		return false
 	case tokWord:
@@ -343,7 +342,7 @@ func (p *inspector) nests() bool {
 	return p.with
 }
 
-// onQuoted takes a quoted identifier, by what is between the quotes.
+// onQuoted handles a quoted identifier. start and end are those of what is between the quotes.
 func (p *inspector) onQuoted(kind token, start, end int) {
 	text := p.sql[start:end]
 	w := p.anyName(kind, text)
@@ -360,7 +359,7 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 			p.sequence(end + 1)
 		}
 		if kind == tokUnicode {
-			// Any name could be meant, except that a label after AS means nothing.
+			// It may stand for any name, which matters except for a label after AS.
 			p.effects = p.effects || p.prev == tokDot || strings.Contains(text, `\`) && (p.prev != tokWord || p.word != wordAs)
 		}
 		p.chain(text, true)
@@ -368,7 +367,7 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 	case inCopy, inCopySource:
 		p.state = inCopySource
 	case inExplainParen, inExplainOptions:
-		// Options and their values may be quoted, but nobody does that.
+		// Options and their values may be quoted. That is rare, and counts as ANALYZE.
 		p.state, p.analyze = inExplainOptions, true
 	case inShow:
 		p.show(text)
@@ -381,7 +380,7 @@ func (p *inspector) onQuoted(kind token, start, end int) {
 	p.name(kind, start, end)
 }
 
-// onOpen takes an opening parenthesis.
+// onOpen handles an opening parenthesis.
 func (p *inspector) onOpen() {
 	switch p.state {
 	case inQuery, inWrite:
@@ -406,7 +405,7 @@ func (p *inspector) onOpen() {
 	p.prev, p.clause = tokOpen, wordOther
 }
 
-// onClose takes a closing parenthesis.
+// onClose handles a closing parenthesis.
 func (p *inspector) onClose() {
 	p.depth--
 	if p.depth <= 0 {
@@ -425,7 +424,7 @@ func (p *inspector) onClose() {
 	p.prev, p.clause = tokClose, wordOther
 }
 
-// onOther takes a token that is neither a name nor a parenthesis.
+// onOther handles a token that is neither a name nor a parenthesis.
 func (p *inspector) onOther(kind token) {
 	switch p.state {
 	case inQuery, inWrite, inSet, inCopySource:
@@ -442,7 +441,7 @@ func (p *inspector) onOther(kind token) {
 	p.prev, p.clause = kind, wordOther
 }
 
-// onNumber takes a number.
+// onNumber handles a number.
 func (p *inspector) onNumber(text string) {
 	if text == "0" && p.state == inExplainOptions {
 		p.clause = wordOther

@@ -6,7 +6,7 @@ import "strings"
 type class uint8
 
 const (
-	classBad      class = iota // nothing that PostgreSQL knows, such as a control character or a backslash
+	classBad      class = iota // not allowed in SQL, such as a control character or a backslash
 	classSpace                 //
 	classLetter                // an identifier or keyword; also every byte of a character outside ASCII
 	classDigit                 //
@@ -72,7 +72,7 @@ var inName = func() (t [256]bool) {
 	return t
 }()
 
-// scan reads the text. It reports whether the text was understood to its end.
+// scan reads the whole text. It reports false if the text is malformed.
 func (p *inspector) scan() bool {
 	sql := p.sql
 	if strings.IndexByte(sql, 0) >= 0 {
@@ -188,8 +188,8 @@ func (p *inspector) scan() bool {
 	return true
 }
 
-// prefixed takes what begins with one letter and a quote or ampersand, and returns where it has ended, or -1. It may be
-// E'...', U&'...' or U&"...". B, X and N change nothing in how a string ends, so they can be names with a string after.
+// prefixed handles what begins with one letter and a quote or ampersand, and returns its end, or -1. It may be E'...',
+// U&'...' or U&"...". B, X and N do not change how a string ends, so they are taken for names in front of a string.
 func (p *inspector) prefixed(i int) int {
 	sql := p.sql
 	switch rest := sql[i+1:]; {
@@ -219,13 +219,13 @@ func (p *inspector) prefixed(i int) int {
 	return i + 1
 }
 
-// plainString takes a string that began before i, and returns where it has ended, or -1.
+// plainString handles a string that began before i, and returns its end, or -1.
 //
-// In such a string a backslash is a character like others, unless standard_conforming_strings is off, and the text does
-// not tell whether it is. The two readings part in one case only: at a quote after an odd number of backslashes. A text
-// that has one is a write, unless the setting is known. It is read on as with the default, on.
+// In such a string a backslash is a character like others, unless standard_conforming_strings is off. This makes a difference
+// only at a quote after an odd number of backslashes. SQL with such a quote is a write, unless the setting is known. The
+// rest is read as with the default, on.
 //
-// Behind an E string it may be the part of that which is continued on a new line, where a backslash does escape.
+// After an E string it may be the continuation of that on a new line, where a backslash does escape.
 func (p *inspector) plainString(i int) int {
 	kind := tokOther
 	if p.prev == tokEscapes {
@@ -242,10 +242,10 @@ func (p *inspector) plainString(i int) int {
 	return end
 }
 
-// skipString returns where the string that began before i has ended, or -1, and whether a quote in it followed an odd
-// number of backslashes. With escapes such a quote does not end the string.
+// skipString returns the end of the string that began before i, or -1, and whether a quote in it followed an odd number of
+// backslashes. With escapes such a quote does not end the string.
 //
-// The part of a string that is continued on a new line is taken for a string of its own.
+// The continuation of a string on a new line is taken for a string of its own.
 func skipString(sql string, i int, escapes bool) (end int, escaped bool) {
 	for {
 		n := strings.IndexByte(sql[i:], '\'')
@@ -324,9 +324,9 @@ func skipDollar(sql string, i int) (int, token) {
 	return end + n + end - i, tokOther
 }
 
-// skipNumber returns where the number at i has ended. What follows a number without a space, such as the INTO of
-// 1INTO, is a token of its own: older servers read it so, newer ones refuse it. 0x1F and 1_000 come out as a number
-// and a name, which does no harm.
+// skipNumber returns the end of the number at i. What follows a number without a space, such as the INTO of 1INTO, is a token
+// of its own: older servers read it so, newer ones refuse it. 0x1F and 1_000 are read as a number and a name, which does no
+// harm.
 func skipNumber(sql string, i int) int {
 	i = skipDigits(sql, i)
 	if i < len(sql) && sql[i] == '.' && (i+1 == len(sql) || sql[i+1] != '.') {

@@ -7,9 +7,9 @@ import (
 
 var shapeSeed = maphash.MakeSeed()
 
-// Shape hashes what of a text is neither literal, parameter, comment nor white space. A list of literals counts as one,
-// however long, but for the arguments of a call, as functions of one name differ in their number. Of a text that is
-// malformed it hashes what comes before.
+// Shape hashes SQL without its literals, parameters, comments and white space. A list of literals counts as one, however long,
+// but not in the arguments of a call, as functions of one name differ in their number. Of malformed SQL it hashes what comes
+// before the mistake.
 func Shape(sql string) uint64 {
 	h := uint64(1)
 	mix := func(x uint64) {
@@ -58,7 +58,7 @@ func Shape(sql string) uint64 {
 		}
 		literal, called = false, name
 	}
-	// The seed makes where a shape ends up unknown to those who write texts.
+	// The seed is random, so that whoever chooses the SQL cannot choose its place in a hash table.
 	return maphash.Comparable(shapeSeed, h)
 }
 

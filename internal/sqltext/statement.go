@@ -30,7 +30,7 @@ const (
 	HintPrimary // the highest: of two hints that contradict each other the safe one wins
 )
 
-// Statement is what is known of a SQL text.
+// Statement is what a SQL text tells.
 type Statement struct {
 	Access       Access
 	Hint         Hint // from a comment /* flyregion:primary */ or /* flyregion:replica */; it has no part in Access
@@ -40,17 +40,17 @@ type Statement struct {
 	Ends         bool // a statement in it may end a transaction
 	LeavesOpen   bool // a transaction block is open when the text has run, by what its transaction control says
 	HasShow      bool // a statement in it is a SHOW, which needs no snapshot
-	OtherCommand bool // a statement in it begins with a word that is not looked at: a lesser command, or a prepared statement
+	OtherCommand bool // a statement in it begins with a word that is not recognised: another command, or a prepared statement
 	Temporary    bool // the text may make a table that only its session has, or just have a column named temp
 	CopiesIn     bool // a statement in it is a COPY FROM, behind which the server may expect data
 	Settings     bool // the text may change a setting of the session; an UPDATE's SET does not count
-	LeavesState  bool // the text may leave something in its session that is missed elsewhere: a setting, a temporary table
+	LeavesState  bool // the text may leave state in its session that other sessions lack: a setting, a temporary table
 	SessionOnly  bool // it is a write only for what it does to its session or transaction: settings, savepoints, cursors
 	Schema       bool // a statement in it may create, change or drop a function, a view or a policy
-	UnknownCalls bool // the text calls a function of which nothing is known; Access takes that for a read
+	UnknownCalls bool // the text calls a function that is not known; such a call does not make it a Write
 }
 
-// Append makes s what is known of its text and that of next as one text, in this order.
+// Append makes s what its text and that of next tell as one text, in this order.
 func (s *Statement) Append(next Statement) {
 	local := (s.Access == Read || s.SessionOnly) && (next.Access == Read || next.SessionOnly)
 	if next.Access == Write {
@@ -74,7 +74,7 @@ func (s *Statement) Append(next Statement) {
 	s.UnknownCalls = s.UnknownCalls || next.UnknownCalls
 }
 
-// Facts are what a text does not show. The zero value says nothing.
+// Facts are what is known beside the SQL text. The zero value means that nothing is.
 type Facts struct {
 	// Functions says what calls of the app's own functions may do, by their name in lower case without a schema. It goes
 	// before what this package knows of a name.
@@ -93,7 +93,7 @@ type Facts struct {
 	UTF8 bool
 }
 
-// Inspect looks at a SQL text as the server would read it. It reads the text once and does not allocate.
+// Inspect inspects a SQL text as the server would read it. It reads the text once and does not allocate.
 //
 // Read means that a hot standby would run the text, and that it means there what it means on the primary. All else is
 // Write: changes of data and schema, row locks, transaction control, settings and other objects of the session (prepared

@@ -6,7 +6,7 @@ import "strings"
 // what it is, by the class of its first byte. A string with a prefix is a classQuote. At the end of the text start is
 // len(sql), and end is -1 then and where the text is malformed.
 //
-// It is for the questions that few texts need to be asked. The inspector reads the text by itself.
+// It is for what is rarely needed. The inspector reads the text by itself, which is faster.
 func nextToken(sql string, i int) (kind class, start, end int) {
 	for i >= 0 && i < len(sql) {
 		kind = classes[sql[i]]

@@ -126,9 +126,9 @@ func lookup(text string) word {
 	return word(wordNames.find(text))
 }
 
-// nameTable finds names in any case of their ASCII letters, which are all that PostgreSQL folds. It is a hash table with
-// open addressing, and in front of it a sieve that most words do not pass: on the path of every word of every statement
-// a map costs more than all the rest.
+// nameTable finds names in any case of their ASCII letters, which are the only letters that PostgreSQL folds. It is a hash
+// table with open addressing, with a filter in front that most other words do not pass. Every word of every statement is
+// looked up, and with a map that would cost more than all the rest.
 type nameTable struct {
 	firsts [256]uint64 // by first letter, in either case, the lengths of the names, as bits
 	lasts  [256]uint64 // the same by last letter
@@ -140,7 +140,7 @@ type nameSlot struct {
 	value uint8
 }
 
-// newNameTable returns a table with so many slots, which is to be a power of two, and much more than the names.
+// newNameTable returns a table with a number of slots, which must be a power of two and much higher than that of the names.
 func newNameTable(slots int) *nameTable { return &nameTable{slots: make([]nameSlot, slots)} }
 
 func (t *nameTable) add(name string, value uint8) {
@@ -168,7 +168,7 @@ func (t *nameTable) find(text string) uint8 {
 	return t.search(text)
 }
 
-// search is find behind the sieve.
+// search is find after the filter.
 func (t *nameTable) search(text string) uint8 {
 	for i := nameHash(text); ; i++ {
 		slot := &t.slots[i&uint(len(t.slots)-1)]

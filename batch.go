@@ -10,11 +10,11 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// replicaBatch is a batch of reads on a replica. What the replica cannot run the primary runs, with all that comes after
-// it: the queries before have done nothing but read, and each query of a batch has a snapshot of its own anyway.
+// replicaBatch is a batch of reads on a replica. If the replica cannot run a query, that query and all after it run on the
+// primary. The queries before have only read, and each query of a batch has a snapshot of its own anyway.
 //
-// What is sent is a copy, because pgx changes a batch that it sends, and because the caller may use his own for something
-// else before a query moves. The callbacks of the copies lead here, so that pgx decides which of the caller's are run.
+// What is sent is a copy, because pgx changes a batch that it sends, and because the app may change its own before a query
+// moves. The callbacks of the copy call those of the app's batch, so that pgx decides which are run.
 type replicaBatch struct {
 	pgx.BatchResults // of whichever server answers
 
@@ -26,7 +26,7 @@ type replicaBatch struct {
 	next    int               // of queries, whose result is next
 	rows    *replicaRows      // of the latest query, if the replica answers it
 	moved   bool              // the primary answers
-	failed  bool              // the caller has been told of an error, so that no query moves any more
+	failed  bool              // an error was returned to the app, so that no query moves any more
 	stop    error             // what the remaining callbacks return instead of being run
 	closing bool              // Close runs, which uses the connection until it ends
 	closed  bool
@@ -47,7 +47,7 @@ func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.Bat
 		return nil
 	}
 	results, read, err := onReplica(ctx, rd, rt, plainConns, "", func(conn *pgxpool.Conn) (pgx.BatchResults, error) {
-		// The caller's arguments are encoded first, and the copies only if that is to be done once more.
+		// The app's own arguments are encoded first. The copies are encoded only if a query moves.
 		sent := batch.from(0)
 		for i, q := range b.QueuedQueries {
 			sent.QueuedQueries[i].Arguments = q.Arguments
@@ -76,7 +76,7 @@ func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.Bat
 	return batch
 }
 
-// copyQueries returns the queries with arguments that nobody changes, nil if some cannot be copied.
+// copyQueries returns the queries with copies of their arguments, nil if one cannot be copied.
 func copyQueries(queries []*pgx.QueuedQuery) []pgx.QueuedQuery {
 	n := 0
 	for _, q := range queries {
@@ -137,7 +137,7 @@ func (b *replicaBatch) move(err error) (moved bool) {
 		return false
 	}
 
-	// Closing first tells whether the connection has survived. No callback is run on the way.
+	// Close first, as only then it is certain whether the connection is still open. It must not run any callback.
 	b.stop = err
 	_ = b.BatchResults.Close()
 	b.stop = nil
@@ -230,7 +230,8 @@ func (b *replicaBatch) Close() error {
 	return b.err
 }
 
-// pinnedBatch is a batch on a replica that does not move. If it began a transaction, that gives the connection back.
+// pinnedBatch is a batch on a replica that does not move. If it has begun a transaction, the transaction releases the
+// connection.
 type pinnedBatch struct {
 	pgx.BatchResults
 	tx replicaTx // its Tx is nil if there is none

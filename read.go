@@ -27,7 +27,7 @@ type replicaRead[C pooledConn] struct {
 	conn    C // nil once it was released
 }
 
-// release gives the connection back. Further calls do nothing.
+// release releases the connection. Further calls do nothing.
 func (r *replicaRead[C]) release() {
 	if conn := r.conn; conn != nil {
 		r.conn = nil

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// OpenDB returns a [sql.DB] on the pool, for libraries that want one. Statements outside of transactions are runRouted one
-// by one, as those of the pool are. A transaction with [sql.TxOptions].ReadOnly runs on the replica if its first statement
+// OpenDB returns a [sql.DB] on the pool, for libraries that need one. Statements outside of transactions are routed one by
+// one, like those of the pool. A transaction with [sql.TxOptions].ReadOnly runs on the replica if its first statement
 // can, as that of [Pool.BeginTx] does, and every other on the primary. Within one [sql.Conn] writes run in one session on
 // the primary, and once a statement may have left something in that session, such as a setting or a temporary table,
 // everything does.
@@ -36,7 +36,7 @@ func OpenDB(pool *Pool) *sql.DB {
 	return db
 }
 
-// keepForPrimary refuses a connection to the primary to those who have not asked for one.
+// keepForPrimary keeps database/sql from reusing a connection of stdlib's to the primary under a context without WithPrimary.
 func keepForPrimary(ctx context.Context, _ *pgx.Conn) error {
 	if intentOf(ctx).target != targetPrimary {
 		return driver.ErrBadConn
@@ -50,8 +50,8 @@ type sqlConnector struct {
 	primary driver.Connector
 }
 
-// Connect gives those who name a server stdlib's connection to it, and others one that is connected to nothing: what
-// only reads needs no connection to the primary.
+// Connect returns stdlib's connection to the server that the context names. If it names none, it returns a sqlConn without a
+// connection, as reads need none to the primary.
 func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	r := route{intent: intentOf(ctx), why: becauseAsked}
 	switch r.to = r.target; r.to {
@@ -71,8 +71,8 @@ func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
 
 func (c *sqlConnector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
 
-// sqlConn is a driver.Conn whose statements run where they belong. database/sql never calls two of its methods, or of what
-// it has returned, at a time.
+// sqlConn is a driver.Conn that routes its statements. database/sql does not call its methods, or those of what it has
+// returned, concurrently.
 type sqlConn struct {
 	router  *router
 	reads   *reads
@@ -106,7 +106,7 @@ func (c *sqlConn) Conn() *pgx.Conn {
 	if err != nil {
 		return nil
 	}
-	// Whoever has it may change its settings.
+	// The caller may change the session's settings.
 	c.pinned, c.shared = true, true
 	return session.Conn()
 }
@@ -151,7 +151,7 @@ func valuesOf(args []driver.NamedValue) []any {
 	return values
 }
 
-// sqlConns lends connections to replicas as stdlib wraps them.
+// sqlConns has connections to replicas as stdlib wraps them.
 var sqlConns = connSource[*stdlib.Conn]{
 	acquire: func(ctx context.Context, r *replica) (*stdlib.Conn, error) {
 		conn, err := r.db.Connect(ctx)
@@ -162,7 +162,7 @@ var sqlConns = connSource[*stdlib.Conn]{
 	},
 	release: func(r *replica, conn *stdlib.Conn) {
 		r.done(conn.Conn())
-		_ = conn.Close() // that gives it back to the pool, and has no error
+		_ = conn.Close() // which releases it to the pool, and returns no error
 	},
 }
 
@@ -170,7 +170,7 @@ var sqlConns = connSource[*stdlib.Conn]{
 type sqlUse struct {
 	replica  replicaRead[*stdlib.Conn] // where a replica serves
 	primary  forwarding                // where the primary does
-	fallback *sqlConn                  // whose session on the primary is given back, or nil
+	fallback *sqlConn                  // whose session on the primary is released at the end, or nil
 }
 
 // end gives back what is in use. Further calls do nothing.
@@ -197,9 +197,9 @@ func runRouted[T any](ctx context.Context, c *sqlConn, rt *route, operation, que
 
 	switch {
 	case rt.why == becauseRefused || rt.why == becauseWrite && c.router.statements.inspect(query).LeavesState:
-		c.pinned = true // nobody knows what it does
+		c.pinned = true // it may have left state in the session
 	case (rt.why == becauseLag || rt.why == becauseUnreachable) && c.session == nil && (operation == "query" || operation == "exec"):
-		// Where many reads fall back, none keeps a connection behind its end that a write may wait for.
+		// When many reads fall back, each releases its connection at its end: a write may be waiting for one.
 		use.fallback = c
 	}
 	ran, opens := false, c.session == nil
@@ -261,10 +261,10 @@ type sqlRows struct {
 	*stdlib.Rows
 	use       sqlUse
 	query     string
-	replicaOf *router // that remembers what a replica refuses behind the first row; nil for rows of the primary
+	replicaOf *router // that remembers what a replica refuses after the first row; nil for rows of the primary
 }
 
-// failed notes an error behind the first row.
+// failed notes an error after the first row.
 func (r *sqlRows) failed(err error) {
 	if err != nil && r.replicaOf != nil {
 		r.replicaOf.rememberRefusal(r.query, err)
@@ -363,14 +363,14 @@ func runInTx[T any](ctx context.Context, tx *sqlTx, query string, args []driver.
 	return run(ctx, tx.on)
 }
 
-// Commit commits the transaction and gives its connection back.
+// Commit commits the transaction and releases its connection.
 func (tx *sqlTx) Commit() error {
 	err := tx.Tx.Commit()
 	tx.end()
 	return err
 }
 
-// Rollback rolls the transaction back and gives its connection back.
+// Rollback rolls the transaction back and releases its connection.
 func (tx *sqlTx) Rollback() error {
 	err := tx.Tx.Rollback()
 	tx.end()
@@ -382,8 +382,8 @@ func (tx *sqlTx) end() {
 	tx.release()
 }
 
-// release gives a replica's connection back. database/sql closes the statements of a transaction only behind its end, when
-// the connection may be somebody else's: here they are closed before.
+// release closes the statements of the transaction and releases a replica's connection. database/sql closes them only after
+// the transaction's end, when another goroutine may have the connection.
 func (tx *sqlTx) release() {
 	for _, s := range tx.prepared {
 		_ = s.Close()
@@ -466,14 +466,14 @@ func (c *sqlConn) Ping(ctx context.Context) error {
 	return session.Ping(ctx)
 }
 
-// ResetSession says with driver.ErrBadConn that the session on the primary is of no more use, or that the next user is to
-// have a connection of stdlib's.
+// ResetSession returns driver.ErrBadConn if the session on the primary cannot be reused, or if the context names a server and
+// so needs a connection of stdlib's.
 func (c *sqlConn) ResetSession(ctx context.Context) error {
 	if intentOf(ctx).target != targetAny {
 		return driver.ErrBadConn
 	}
 	if c.pinned && !c.shared {
-		return driver.ErrBadConn // the next user's reads need not stay on the primary
+		return driver.ErrBadConn // so that the next user's reads run on the replica
 	}
 	if c.session == nil {
 		return ctx.Err()
@@ -484,7 +484,7 @@ func (c *sqlConn) ResetSession(ctx context.Context) error {
 // CheckNamedValue leaves all conversions to pgx.
 func (c *sqlConn) CheckNamedValue(*driver.NamedValue) error { return nil }
 
-// Close gives the connections back.
+// Close releases the session on the primary.
 func (c *sqlConn) Close() error {
 	if c.session == nil {
 		return nil

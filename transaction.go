@@ -154,7 +154,7 @@ func (tx *replicaTx) Conn() *pgx.Conn {
 	return tx.Tx.Conn()
 }
 
-// Commit commits the transaction and gives its connection back.
+// Commit commits the transaction and releases its connection.
 func (tx *replicaTx) Commit(ctx context.Context) error {
 	tx.unused = false
 	err := tx.Tx.Commit(ctx)
@@ -162,7 +162,7 @@ func (tx *replicaTx) Commit(ctx context.Context) error {
 	return err
 }
 
-// Rollback rolls the transaction back and gives its connection back.
+// Rollback rolls the transaction back and releases its connection.
 func (tx *replicaTx) Rollback(ctx context.Context) error {
 	tx.unused = false
 	err := tx.Tx.Rollback(ctx)

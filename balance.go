@@ -20,11 +20,11 @@ const (
 
 var balances = []Balance{BalanceLocal, BalanceRandom, BalanceRoundRobin}
 
-// replicas is the set that reads are spread over.
+// replicas is the set of replicas that reads are spread over.
 type replicas struct {
-	list    []*replica // never empty, and fixed once the pool is made; the preferred one first
+	list    []*replica // never empty, and fixed once the Pool is open; the preferred one first
 	balance Balance
-	next    atomic.Uint32
+	next    atomic.Uint32 // counts the choices of BalanceRoundRobin
 }
 
 // choose returns the replica that the next read goes to, nil if none can be reached.

@@ -9,29 +9,29 @@ import (
 	"time"
 )
 
-// errSilent is what a read gets whose replica does not answer any more.
+// errSilent is the error of a call on a connection that the guard has closed.
 var errSilent = errors.New("flyregion: the replica does not answer")
 
 const (
-	// guardPeriod is how often connections are looked at while somebody waits on one of them.
+	// checkPeriod is how often the connections are checked while a call on one of them is under way.
 	checkPeriod = 500 * time.Millisecond
-	// stuckChecks is how many looks in a row find the same call under way before the replica is asked.
+	// stuckChecks is how many checks in a row must find the same call under way before the replica is asked.
 	stuckChecks = 3
 )
 
-// guard ends calls on the connections to a replica that has fallen silent. A network that drops packets tells nobody, and
-// a proxy in between may confirm what never arrives. So when a call has been under way for about a second, the replica is
-// asked on another connection whether it is there. If it is, the call goes on: a query may take long.
+// guard closes the connections to a replica that no longer answers. A network that drops packets gives no error, and a
+// proxy in between may acknowledge what never arrives. So when a call has been under way for about a second, the replica is
+// asked on another connection. If it answers, the call goes on: a query may take long.
 //
-// A call costs two additions. The timer runs only while there are calls.
+// A call costs three atomic operations. The timer runs only while there are calls.
 type guard struct {
-	answers    func(context.Context) bool
-	background func(func(context.Context)) bool
-	failed     func() // called when the replica has fallen silent
+	answers    func(context.Context) bool       // asks the replica
+	background func(func(context.Context)) bool // runs a function in a goroutine, unless the replica is closed
+	failed     func()                           // called when connections were closed
 
 	armed atomic.Bool // the timer runs, or is about to
 
-	// mu guards the following fields, and what is seen of the connections.
+	// mu guards the following fields, and the fields seen and checks of the connections.
 	mu     sync.Mutex
 	conns  map[*guardedConn]struct{}
 	timer  *time.Timer
@@ -62,7 +62,7 @@ func (g *guard) dial(dial func(ctx context.Context, network, addr string) (net.C
 	}
 }
 
-// expectAnswers has the kernel give up a connection whose other end does not confirm anything.
+// expectAnswers has the kernel close a connection whose other end does not acknowledge anything.
 func expectAnswers(conn net.Conn) {
 	if c, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
@@ -72,7 +72,7 @@ func expectAnswers(conn net.Conn) {
 	setUserTimeout(conn, 15*time.Second)
 }
 
-// arm sees to it that somebody looks.
+// arm starts the timer if it does not run.
 func (g *guard) arm() {
 	if g.armed.Load() || !g.armed.CompareAndSwap(false, true) {
 		return
@@ -84,7 +84,7 @@ func (g *guard) arm() {
 	}
 }
 
-// check finds the calls that have been under way for long.
+// check is the timer's function. It finds the calls that have been under way for long.
 func (g *guard) check() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -116,7 +116,7 @@ func (g *guard) check() {
 		return
 	}
 	g.armed.Store(false)
-	// A call may have begun before that, and have found the guard armed.
+	// A call may have begun just before that, and have found the guard armed.
 	for c := range g.conns {
 		if _, under := c.underWay(); under && g.armed.CompareAndSwap(false, true) {
 			g.timer.Reset(checkPeriod)
@@ -125,7 +125,7 @@ func (g *guard) check() {
 	}
 }
 
-// ask ends the calls of stuck that are still under way if the replica does not answer.
+// ask asks the replica. If it does not answer, ask closes the connections of stuck whose calls are still under way.
 func (g *guard) ask(ctx context.Context, stuck []*guardedConn) {
 	answers := g.answers(ctx)
 
@@ -141,7 +141,7 @@ func (g *guard) ask(ctx context.Context, stuck []*guardedConn) {
 		switch {
 		case !under || calls != c.seen:
 		case answers:
-			c.checks = 0 // and in another second it is asked again
+			c.checks = 0 // the replica is asked anew after as many checks
 		default:
 			c.end()
 			ended = true
@@ -152,7 +152,7 @@ func (g *guard) ask(ctx context.Context, stuck []*guardedConn) {
 	}
 }
 
-// close ends the guard. What its connections do then is theirs.
+// close stops the timer. Connections are no longer checked.
 func (g *guard) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -160,24 +160,24 @@ func (g *guard) close() {
 	g.timer.Stop()
 }
 
-// guardedConn is a connection that a guard looks after. It lies below TLS.
+// guardedConn is a connection that a guard checks. It lies below TLS.
 type guardedConn struct {
 	net.Conn
 	guard *guard
 
-	// reads and writes count the beginnings and the ends of calls: while one is under way they are odd.
+	// reads and writes count the beginnings and the ends of calls. While a call is under way its counter is odd.
 	reads, writes atomic.Uint32
-	silent        atomic.Bool // the guard has ended it
+	silent        atomic.Bool // the guard has closed it
 
-	// The guard's lock guards the following fields: the calls at its last look, and in how many looks they were the same.
+	// The guard's mu guards the following fields: the calls at the last check, and how many checks have found the same.
 	seen   callCounts
 	checks int
 }
 
-// callCounts tells what a connection is doing now from what it does at another time.
+// callCounts identifies the calls that are under way: another call has another count.
 type callCounts struct{ reads, writes uint32 }
 
-// underWay returns what the connection is doing, and whether that is anything.
+// underWay returns the counts of calls, and whether a call is under way.
 func (c *guardedConn) underWay() (callCounts, bool) {
 	n := callCounts{c.reads.Load(), c.writes.Load()}
 	return n, n.reads%2 == 1 || n.writes%2 == 1
@@ -202,12 +202,13 @@ func (c *guardedConn) Write(p []byte) (int, error) {
 	return n, c.explain(err)
 }
 
-// end ends the calls that are under way, and all that come.
+// end closes the connection, which ends its calls with errSilent.
 func (c *guardedConn) end() {
 	c.silent.Store(true)
 	_ = c.Conn.Close()
 }
 
+// explain returns errSilent for an error that comes from the guard.
 func (c *guardedConn) explain(err error) error {
 	if err != nil && c.silent.Load() {
 		return errSilent

@@ -9,7 +9,7 @@ import (
 // tcpUserTimeout is TCP_USER_TIMEOUT, which package syscall does not name. See tcp(7).
 const tcpUserTimeout = 18
 
-// setUserTimeout has the kernel give up a connection when what was sent is not confirmed for so long.
+// setUserTimeout has the kernel close a connection when what was sent is not acknowledged for d.
 func setUserTimeout(conn net.Conn, d time.Duration) {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
@@ -19,7 +19,7 @@ func setUserTimeout(conn net.Conn, d time.Duration) {
 	if err != nil {
 		return
 	}
-	// A socket that is not TCP's refuses it.
+	// A socket that is not of TCP refuses it.
 	_ = raw.Control(func(fd uintptr) {
 		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(d.Milliseconds()))
 	})

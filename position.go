@@ -6,21 +6,19 @@ import (
 	"github.com/flyregion/flyregion/internal/piggyback"
 )
 
-// positionSQL asks the primary how far its log goes, and who it is. It is a query behind the statement's end, in the same
-// write, so that the server runs it after the commit and nobody waits for another round trip. A standby answers it with an
-// error.
+// positionSQL asks the primary for its flush and insert positions and its identity. It is sent right behind the statement,
+// so that the server runs it after the commit, and it costs no round trip. A standby answers it with an error.
 const positionSQL = `select pg_catalog.pg_current_wal_flush_lsn(), pg_catalog.pg_current_wal_insert_lsn(), ` +
 	`pg_catalog.current_setting('synchronous_commit'), ` +
 	`(extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
 	`pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), ` +
 	`pg_catalog.current_setting('transaction_read_only')`
 
-// wroteSQL asks the transaction that a statement ran in whether it has written anything, which no text can tell for sure,
+// wroteSQL asks in the statement's own transaction whether that has written anything, which the SQL does not tell for sure,
 // and whether it commits asynchronously, which SET LOCAL or a function may have changed.
 const wroteSQL = `select pg_catalog.txid_current_if_assigned() is not null, pg_catalog.current_setting('synchronous_commit')`
 
-// asyncSQL stands in for wroteSQL behind a statement that writes by its text, of which only the way it commits is unknown.
-// The server does not have to plan it.
+// asyncSQL stands in for wroteSQL if the statement is a write by its SQL. The server does not have to plan it.
 const asyncSQL = `show synchronous_commit`
 
 var (
@@ -49,10 +47,10 @@ func positionOfAnswer(row piggyback.Row) (p position, a primaryAnswer, ok bool) 
 	}, true
 }
 
-// primaryAnswer is what the answer to positionSQL says besides the position.
+// primaryAnswer is the answer to positionSQL without the position.
 type primaryAnswer struct {
 	server   serverID
 	timeline int
 	async    bool // the session commits asynchronously
-	readOnly bool // it refuses writes by default, as on a primary that was demoted
+	readOnly bool // the transaction is read-only, as on a primary that was demoted
 }

@@ -15,8 +15,8 @@ import (
 
 // open makes the primary's pool from its configuration.
 func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) {
-	// pgxpool would ping a connection that was idle for a second, so that a lone write crossed the sea twice. An app that
-	// chose for itself how to find dead connections keeps its way.
+	// pgxpool would ping a connection that was idle for a second, so that a write after a pause took two round trips. An
+	// app's own ShouldPing or PingTimeout is kept.
 	if config.ShouldPing == nil && config.PingTimeout == 0 {
 		config.ShouldPing = func(_ context.Context, params pgxpool.ShouldPingParams) bool {
 			return params.IdleDuration > time.Second && !piggyback.Alive(params.Conn.PgConn().Conn())
@@ -46,10 +46,10 @@ func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) 
 	return err
 }
 
-// attach makes the connections that config is for tell what they write, and checks that their server can be written to,
-// so that a failover never leaves the pool writing to a server that was demoted.
+// attach has the connections of config report what they write, and checks that their server can be written to, so that the
+// pool accepts no connection to a server that was demoted.
 func (p *primary) attach(config *pgx.ConnConfig) {
-	// An app that made its sessions read-only by default is not to be refused for it.
+	// With sessions that the app made read-only by default, transaction_read_only tells nothing about the server.
 	_, readOnly := config.RuntimeParams["default_transaction_read_only"]
 	config.ValidateConnect = validateBoth(config.ValidateConnect, func(ctx context.Context, conn *pgconn.PgConn) error {
 		began := time.Now()
@@ -66,8 +66,8 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 	})
 }
 
-// primaryConn is what is known of one connection to the primary. But for what is said otherwise only the connection's user
-// touches it. The callbacks of wire run while the connection is used, or when a statement's answer is given up.
+// primaryConn is the state of one connection to the primary. Unless a field says otherwise, nothing guards it: only who has
+// acquired the connection uses it. The callbacks of wire run in the calls that read, write or close the connection.
 type primaryConn struct {
 	primary        *primary
 	wire           *piggyback.Conn
@@ -81,15 +81,15 @@ type primaryConn struct {
 
 	current *primaryStatement // from a tracer's start to its end, or nil; wire's callbacks read it
 
-	// Of the transaction block that is open: it has written, may commit asynchronously, and may have changed the schema.
+	// The open transaction block has written, may commit asynchronously, and may have changed the schema.
 	wrote, async, schema bool
-	// Of the contexts of the statement, and of the block that it is in.
+	// sessions are those of the contexts of the statement, and of the block that it is in.
 	sessions []*Session
 
-	// acquired is the session of the context that the connection was acquired with. What is run past pgx's tracers counts
-	// for it. Any goroutine may read it.
+	// acquired is the session of the context that the connection was acquired with. Statements that pgx's tracers are not
+	// told of count for it.
 	acquired atomic.Pointer[Session]
-	// unannounced is set when something has run past pgx's tracers. Any goroutine may set it.
+	// unannounced says that a statement has run that pgx's tracers were not told of.
 	unannounced atomic.Bool
 }
 
@@ -98,7 +98,7 @@ func primaryConnOf(conn *pgx.Conn) *primaryConn {
 	return c
 }
 
-// attachTo makes one connection tell what it writes.
+// attachTo is attach for one connection that was established. r is its first report.
 func (p *primary) attachTo(ctx context.Context, conn *pgconn.PgConn, r *report, readOnly bool) error {
 	c := &primaryConn{primary: p, server: r.server, pooled: r.pooled, readOnly: readOnly}
 	wire, err := piggyback.Attach(ctx, conn, piggyback.Events{
@@ -117,8 +117,8 @@ func (p *primary) attachTo(ctx context.Context, conn *pgconn.PgConn, r *report, 
 	return nil
 }
 
-// primaryStatement is one statement on the primary, between a tracer's start and end. It is the context that pgx passes
-// from the one to the other, so that a statement which pgx refuses, as another runs, is told from that one.
+// primaryStatement is one statement on the primary, from a tracer's start to its end. It is also the context that pgx passes
+// from the one to the other. So the end of a statement that pgx refuses, because another runs, does not end that one.
 type primaryStatement struct {
 	context.Context
 	piggyback.Question
@@ -126,13 +126,13 @@ type primaryStatement struct {
 
 	conn     *primaryConn // nil if the statement cannot run
 	open     bool         // it begins in a transaction block
-	writes   bool         // the position counts whatever the answer to wroteSQL is
-	mayAsync bool         // its transaction may commit asynchronously although its session does not
+	writes   bool         // it counts as a write whatever the answer to wroteSQL is
+	mayAsync bool         // its transaction may commit asynchronously although the session's setting says otherwise
 	sessions []*Session   // of its contexts
 
 	asked    uint64   // when, by this process's clock; 0 if nothing was asked
-	answered bool     // the position was told, and noted if it counts
-	noted    []uint64 // what wroteUnknownSince returned for the pool's session and sessions, where this statement called it
+	answered bool     // positionSQL was answered, and the position noted if the statement has written
+	noted    []uint64 // what wroteUnknownSince returned for each session; nil unless committed was called
 }
 
 type primaryStatementKey struct{}
@@ -144,7 +144,7 @@ func (s *primaryStatement) Value(key any) any {
 	return s.Context.Value(key)
 }
 
-// begin makes s what runs on c.
+// begin makes s the current statement of c.
 func (c *primaryConn) begin(s *primaryStatement) {
 	if c.current != nil {
 		// Its results were never closed.
@@ -160,7 +160,7 @@ func (c *primaryConn) end(s *primaryStatement) {
 	c.current = nil
 }
 
-// abandon ends what runs on c without its results, when the connection is released.
+// abandon ends the current statement and transaction without their results, when the connection is released.
 func (c *primaryConn) abandon() {
 	c.wire.Abandon()
 	c.current = nil
@@ -168,7 +168,7 @@ func (c *primaryConn) abandon() {
 	c.unannounced.Store(false)
 }
 
-// resolve returns the text that sql stands for on this connection. It is another if sql is the name of a prepared statement.
+// resolve returns the SQL of a statement on this connection, of which sql may be the prepared statement's name.
 func (c *primaryConn) resolve(sql string) string {
 	if text, ok := c.prepared[sql]; ok {
 		return text
@@ -176,13 +176,13 @@ func (c *primaryConn) resolve(sql string) string {
 	return c.primary.statements.resolve(sql)
 }
 
-// facts returns what is known that no text shows.
+// facts returns what is known beside the SQL.
 func (c *primaryConn) facts() sqltext.Facts {
-	texts := c.primary.statements
-	return texts.facts(texts.catalog.answers.Load())
+	statements := c.primary.statements
+	return statements.facts(statements.catalog.answers.Load())
 }
 
-// prepare takes note of a statement that the app prepares under a name of its own.
+// prepare remembers a statement that the app has prepared under a name of its own.
 func (c *primaryConn) prepare(name, text string) {
 	if name == text || name == "" {
 		return
@@ -198,7 +198,7 @@ func (c *primaryConn) prepare(name, text string) {
 	}
 }
 
-// answered tells the sessions of the statement that runs what the answer to positionSQL says.
+// answered notes the answer to positionSQL in the sessions of the current statement.
 func (c *primaryConn) answered(q *piggyback.Question) {
 	s := c.current
 	p, a, ok := positionOfAnswer(q.Row)
@@ -206,7 +206,7 @@ func (c *primaryConn) answered(q *piggyback.Question) {
 		return
 	}
 	if a.server != c.server {
-		// A pooler leads to another server than before.
+		// A pooler has changed the server.
 		c.server = a.server
 		c.primary.answeredBy(a, p.flush)
 	}
@@ -228,7 +228,7 @@ func (c *primaryConn) answered(q *piggyback.Question) {
 	}
 }
 
-// session returns the pool's session and then those of the statement's contexts.
+// session returns the pool's session for 0, and those of the statement's contexts for higher numbers.
 func (s *primaryStatement) session(i int) *Session {
 	if i == 0 {
 		return &s.conn.primary.session
@@ -236,14 +236,14 @@ func (s *primaryStatement) session(i int) *Session {
 	return s.sessions[i-1]
 }
 
-// late takes note of a question that was not answered in time.
+// late is told of a question that was not answered in time.
 func (c *primaryConn) late(q *piggyback.Question) {
 	if q.Copied {
 		c.primary.copiesUnanswered.Store(true)
 	}
 }
 
-// committed makes what runs count before it has ended, as part of it was committed.
+// committed counts the current statement as a write before it has ended, because a part of it was committed.
 func (c *primaryConn) committed(q *piggyback.Question) {
 	s := c.current
 	if q == nil || s == nil || q != &s.Question {
@@ -256,7 +256,7 @@ func (c *primaryConn) committed(q *piggyback.Question) {
 	}
 }
 
-// ranUnannounced makes what was run past pgx's tracers count.
+// ranUnannounced counts a statement that pgx's tracers were not told of as a write.
 func (c *primaryConn) ranUnannounced() {
 	c.unannounced.Store(true)
 	c.primary.session.wroteUnknown()
@@ -266,7 +266,7 @@ func (c *primaryConn) ranUnannounced() {
 	}
 }
 
-// abandoned makes a statement count whose results nobody will read.
+// abandoned counts a statement whose results will not be read, if it may have written.
 func (c *primaryConn) abandoned(*piggyback.Question) {
 	s := c.current
 	if s.answered || s.open && !s.Ends && !s.OtherCommand || !s.mayHaveWritten(nil) {
@@ -278,39 +278,39 @@ func (c *primaryConn) abandoned(*piggyback.Question) {
 	}
 }
 
-// noteUnknown makes a write count whose position is not known.
+// noteUnknown notes a write whose position is not known in the statement's sessions.
 func (s *primaryStatement) noteUnknown() {
 	for i := range len(s.sessions) + 1 {
 		s.session(i).wroteUnknown()
 	}
 }
 
-// mayHaveWritten reports whether the statement may have written something: by its text, or by what the answer to wroteSQL
-// says of the transaction that it ran in, if it could be asked.
+// mayHaveWritten reports whether the statement may have written something: by its SQL, or by the answer to wroteSQL, if it
+// could be asked. err is the statement's error.
 func (s *primaryStatement) mayHaveWritten(err error) bool {
 	if s.Access == sqltext.Write {
-		// What was to be asked behind the statement, and was not, has not even been sent.
+		// A statement that failed before it was sent has written nothing.
 		return err == nil || s.Ran
 	}
 	if s.InRow.Len == 2 {
 		return s.InRow.Columns[0] == "t"
 	}
-	// A read that failed has been rolled back, if the server says so.
+	// A read that failed with an error of the server has been rolled back.
 	var pgErr *pgconn.PgError
 	return !errors.As(err, &pgErr)
 }
 
-// answeredBy takes note that a connection leads to another server than when it was made, as one behind a pooler may. Its log
-// was flushed that far.
+// answeredBy identifies another server than the connection was opened to, which a pooler leads to. flushed is its flush
+// position.
 func (p *primary) answeredBy(a primaryAnswer, flushed LSN) {
 	r := &report{server: a.server, timeline: a.timeline, position: flushed}
-	if known := p.identity.Load(); known != nil {
-		r.system = known.system // a pooler leads to one cluster
+	if current := p.identity.Load(); current != nil {
+		r.system = current.system // a pooler leads to one cluster
 	}
 	p.identify(r)
 }
 
-// positionOf returns what a session has written, and asks the primary if that is not known well enough.
+// positionOf returns what a session has written. It asks the primary if the session's position does not cover that.
 func (p *primary) positionOf(ctx context.Context, session *Session) (sessionState, error) {
 	if state := session.load(); p.covers(state) {
 		return state, nil
@@ -327,7 +327,7 @@ func (p *primary) position(ctx context.Context, session *Session) (sessionState,
 	defer conn.Release()
 
 	c := primaryConnOf(conn.Conn())
-	// A connection that breaks behind the statement says so only the next time.
+	// If the connection breaks right behind the first statement, only the second one fails.
 	for range 2 {
 		s := &primaryStatement{Context: ctx, sessions: []*Session{session}, writes: true}
 		s.Behind = positionMessage
@@ -347,7 +347,7 @@ func (p *primary) position(ctx context.Context, session *Session) (sessionState,
 	return sessionState{}, errors.New("flyregion: the primary did not tell its position")
 }
 
-// flushed asks how far the log is flushed. It returns 0 if the primary does not answer.
+// flushed asks for the flush position. It returns 0 if the primary does not answer.
 func (p *primary) flushed(ctx context.Context) LSN {
 	conn, err := p.pool.Acquire(ctx)
 	if err != nil {

@@ -197,7 +197,7 @@ var randomLicenses = []randomLicense{
 
 var preparing = strings.NewReplacer("*pgconn.PrepareError > ", "", "pgx.ErrPreprocessingBatch > ", "",
 	"error preprocessing batch (prepare): ", "", "error preprocessing batch (describe): ", "",
-	"*fmt.wrapError > *pgconn.errTimeout", "*pgconn.errTimeout", "failed to deallocate cached statement(s): ", "")
+	"*fmt.wrapError > *pgconn.", "*pgconn.", "failed to deallocate cached statement(s): ", "")
 
 var pgErrorDetails = regexp.MustCompile(`\{Severity:.*Code:(.....) .*Routine:\w*\}`)
 

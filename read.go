@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// reads runs reads on replicas.
+// reads runs reads on replicas. None of its fields changes once the Pool is open.
 type reads struct {
 	router    *router
 	replicas  *replicas
@@ -19,7 +19,7 @@ type reads struct {
 	telemetry *telemetry
 }
 
-// replicaRead is one read on a replica: its connection, and whether it may still move to the primary.
+// replicaRead is the connection of one read on a replica.
 type replicaRead[C pooledConn] struct {
 	reads   *reads
 	replica *replica
@@ -35,10 +35,10 @@ func (r *replicaRead[C]) release() {
 	}
 }
 
-// onReplica runs a read on a replica that shows what the route's session has written: run sends it, and returns when it
-// can no longer fail in a way that the primary could mend, or has failed. If the route leads to the primary when onReplica
-// returns, the primary is to run the read, and nothing of it has happened. If not, the error is to be returned. A read
-// that has not failed keeps its connection until it is released.
+// onReplica runs a read on a replica that has replayed what the route's session has written. run sends the read, and
+// returns when it has failed, or can no longer fail in a way that lets it move to the primary. When onReplica returns and
+// the route leads to the primary, the caller must run the read there: the caller has seen nothing of it yet. Otherwise the
+// error is the read's. A read that has not failed keeps its connection until it is released.
 func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, from connSource[C], sql string, run func(C) (T, error)) (result T, read replicaRead[C], err error) {
 	rep, conn, err := acquireReplica(ctx, rd, rt, from)
 	if conn == nil {
@@ -64,8 +64,8 @@ func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, f
 	return result, read, nil
 }
 
-// acquireReplica returns a connection to a replica that shows what the route's session has written. If no replica can
-// serve, the connection is nil, and either the error is to be returned or the route leads to the primary.
+// acquireReplica acquires a connection to a replica that has replayed what the route's session has written. If no replica
+// can serve, the connection is nil, and either the error is not nil or the route leads to the primary.
 func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, from connSource[C]) (*replica, C, error) {
 	state, err := rd.required(ctx, rt)
 	if err != nil || rt.to == targetPrimary {
@@ -111,9 +111,9 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	return nil, nil, nil
 }
 
-// required returns what a read on the route has to see. If nobody knows the position of the session's last write, a read
-// that runs on the primary costs no more than asking, sees everything, and brings the position along: it goes there,
-// unless the caller wants the replica.
+// required returns what a read on the route has to see. If the position of the session's last write is not known, the read
+// goes to the primary, unless the context wants the replica: it takes one round trip as the question would, sees
+// everything, and tells the position too.
 func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) {
 	if rt.noWait {
 		return sessionState{}, nil
@@ -126,6 +126,7 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 	return sessionState{}, nil
 }
 
+// sessionOf returns the session that a route reads in: the context's, or else the pool's.
 func (rd *reads) sessionOf(rt *route) *Session {
 	if rt.session != nil {
 		return rt.session
@@ -133,8 +134,8 @@ func (rd *reads) sessionOf(rt *route) *Session {
 	return &rd.primary.session
 }
 
-// acquireFresh returns a connection to a replica that shows what state covers, and waits for that as long as it is worth
-// it. The error is errOutdated if another position has to be asked for first.
+// acquireFresh acquires a connection to a replica that has replayed what state covers, and waits for that within the limits
+// of await. The error is errOutdated if the primary has to be asked for another position first.
 func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from connSource[C], state sessionState) (C, error) {
 	conn, err := acquireConn(ctx, rep, from)
 	if err != nil {
@@ -161,7 +162,9 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 	return await(ctx, rd, rt, rep, from, state, opened)
 }
 
-// await waits until a replica shows what state covers, and returns a connection to it.
+// await waits until a replica has replayed what state covers, and acquires a connection to it. It waits no longer than a
+// round trip to the primary takes, or than MaxReplicaWait if the context wants the replica. opened is when the
+// connection was opened that the wait began on, by this process's clock: reports from before do not count.
 func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from connSource[C], state sessionState, opened uint64) (C, error) {
 	limit := rd.primary.waitLimit()
 	if rt.target == targetReplica {
@@ -183,8 +186,8 @@ func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica
 	return conn, err
 }
 
-// awaitReplay is await without telling anybody. Nobody who waits for the watcher has a connection, so that however many
-// they are, they keep no other from reading.
+// awaitReplay is await without telemetry. It holds no connection while it waits for the watcher, so that other reads find
+// one however many wait.
 func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSource[C], state sessionState, opened uint64, limit time.Duration) (C, error) {
 	began := time.Now()
 	err := rep.tracker.wait(ctx, state, opened, limit)
@@ -204,8 +207,8 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSourc
 		return conn, nil
 	}
 
-	// The connection is younger than what the watcher knows, or leads to another server of the region. Or the watcher
-	// was late, as this process has much else to do. Asking here costs less than crossing the sea.
+	// The connection was opened after the watcher's report, or leads to another server of the region. Or the watcher was
+	// late, as this process is busy. To ask on this connection costs less than a round trip to the primary.
 	for {
 		verdict, err := rep.ask(ctx, conn.Conn(), state)
 		if err == nil && verdict == caughtUp {
@@ -217,7 +220,7 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSourc
 				continue
 			}
 		}
-		said := replicaConnOf(conn.Conn()).report
+		last := replicaConnOf(conn.Conn()).report
 		from.release(rep, conn)
 		switch {
 		case err != nil:
@@ -226,7 +229,7 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSourc
 			return nil, errOutdated
 		}
 		rep.tracker.miss(state)
-		return nil, rep.lagError(said, state)
+		return nil, rep.lagError(last, state)
 	}
 }
 
@@ -239,8 +242,8 @@ func (rd *reads) exec(ctx context.Context, rt *route, sql string, args []any) (p
 	return tag, err
 }
 
-// decide asks the catalog about texts of which the router could not tell whether they read. It reports whether they do;
-// if not, the route leads to the primary.
+// decide asks the catalog about the statements of which the router could not tell whether they read. It reports whether all
+// do. If not, the route leads to the primary.
 func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.Conn) bool {
 	limited, cancel := context.WithTimeout(ctx, rd.primary.maxWait)
 	defer cancel()
@@ -250,15 +253,15 @@ func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.
 			required = rd.primary.session.load()
 		}
 		return rd.primary.covers(required) && rep.verdict(conn, required) == caughtUp
-	}, func(known *catalogAnswers) (names []string) {
+	}, func(answers *catalogAnswers) (names []string) {
 		for _, sql := range rt.undecided {
-			names = append(names, sqltext.UnknownCalls(sql, rd.router.statements.facts(known))...)
+			names = append(names, sqltext.UnknownCalls(sql, rd.router.statements.facts(answers))...)
 		}
 		return names
 	})
 	if err != nil {
 		if limited.Err() != nil && ctx.Err() == nil && conn.IsClosed() {
-			rep.health.fail() // so that others do not wait for it as long
+			rep.health.fail() // so that other reads do not wait for it too
 		}
 		rt.toPrimary(becauseCatalog)
 		return false

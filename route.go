@@ -18,13 +18,13 @@ const (
 	becauseWrite       reason = "write"
 	becauseTransaction reason = "transaction"
 	becauseAsked       reason = "asked"               // by the context or a comment in the statement
-	becauseUnknown     reason = "position_unknown"    // nobody asked yet at which position the session's last write is
+	becauseUnknown     reason = "position_unknown"    // the position of the session's last write is not known
 	becauseLag         reason = "replica_lag"         // the replica did not replay the session's writes in time
 	becauseUnreachable reason = "replica_unreachable" // no connection to a replica
 	becauseRefused     reason = "replica_refused"     // the replica took the statement for a write
 	becauseLost        reason = "replica_lost"        // the connection broke, or the replica ended it
-	becauseConflict    reason = "replica_conflict"    // replay would not wait for the statement
-	becauseMissing     reason = "replica_missing"     // the replica does not know an object yet
+	becauseConflict    reason = "replica_conflict"    // replay canceled the statement, or held a lock for too long
+	becauseMissing     reason = "replica_missing"     // an object is not on the replica yet
 	becauseBroken      reason = "replica_broken"      // the replica lacks a file, space or memory, or its copy is corrupt
 	becauseCatalog     reason = "catalog_unknown"     // the catalog could not be asked which functions are volatile
 	becauseConsumable  reason = "argument_used_once"  // an argument could not be sent to a second server
@@ -35,13 +35,13 @@ type route struct {
 	intent
 	to  target
 	why reason
-	// undecided are texts of which only the database's catalog can tell whether they read.
+	// undecided are the statements of which only the database's catalog can tell whether they read.
 	undecided []string
-	// tries says that a replica has refused such a text before, and is tried again.
+	// retry says that a replica has refused such a statement before, and is now tried anew.
 	retry bool
 }
 
-// router decides where statements go. It asks nobody.
+// router decides where statements go, and why. It does no I/O.
 type router struct {
 	statements *statements
 	refused    refusals
@@ -52,7 +52,7 @@ func (r *route) toPrimary(why reason) {
 	r.to, r.why = targetPrimary, why
 }
 
-// route decides where a statement goes, by what its context and its text say.
+// route decides where a statement goes, by its context and its SQL.
 func (r *router) route(ctx context.Context, sql string, args []any) route {
 	rt := route{intent: intentOf(ctx)}
 	if rt.target != targetAny {
@@ -67,8 +67,8 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 	case s.Hint == sqltext.HintPrimary:
 		rt.toPrimary(becauseAsked)
 	case s.Hint == sqltext.HintReplica && !consumable(args):
-		// Unlike WithReplica a comment may be older than the statement that it stands in: what the replica cannot run
-		// the primary runs.
+		// Unlike under WithReplica, what the replica cannot run runs on the primary: the comment may be older than the
+		// statement around it.
 		rt.to, rt.why = targetReplica, becauseAsked
 	case s.Access == sqltext.Write || rewritten(args):
 		rt.toPrimary(becauseWrite)
@@ -128,8 +128,8 @@ func (r *router) routeTx(ctx context.Context, options pgx.TxOptions) route {
 	return rt
 }
 
-// leavesReplica says why a statement does not run in a transaction on a replica, "" if it does. Settings, savepoints,
-// cursors and the like are a transaction's own wherever it runs.
+// leavesReplica returns why a transaction on a replica has to move to the primary for its first statement, "" if it has
+// not. Settings, savepoints, cursors and the like are no reason, as they end with the transaction.
 func (r *router) leavesReplica(sql string, args []any) reason {
 	s := r.statements.inspect(sql)
 	switch {
@@ -145,9 +145,9 @@ func (r *router) leavesReplica(sql string, args []any) reason {
 	return ""
 }
 
-// fallbackReason says why a read that failed on a replica is to run on the primary, "" if it is not. It may run again because the
-// first run did nothing: a standby cannot write, nor can any session of a replica's pool. The caller has seen nothing of
-// the first run.
+// fallbackReason returns why a read that failed on a replica is to run on the primary, "" if it is not. It may run a second
+// time because the first run wrote nothing: no session of a replica's pool can write. It must be called only while the
+// app has seen nothing of the first run. A refusal is remembered.
 func (r *router) fallbackReason(ctx context.Context, rt *route, conn *pgx.Conn, sql string, err error) reason {
 	why, refused := r.errorReason(sql, err)
 	if refused {
@@ -162,7 +162,7 @@ func (r *router) fallbackReason(ctx context.Context, rt *route, conn *pgx.Conn, 
 	return why
 }
 
-// refuses reports whether a replica is expected to refuse a text.
+// refuses reports whether a replica is expected to refuse a statement.
 func (r *router) refuses(rt *route, sql string) bool {
 	if !r.refused.any.Load() {
 		return false
@@ -172,23 +172,23 @@ func (r *router) refuses(rt *route, sql string) bool {
 	return refused
 }
 
-// served notes that a replica has run a text on a route.
+// served notes that a replica has run a statement, so that a remembered refusal of it is forgotten.
 func (r *router) served(rt *route, sql string) {
 	if rt.retry && sql != "" {
 		r.refused.remove(r.statements.shape(sql))
 	}
 }
 
-// rememberRefusal has the next run of a text begin on the primary if a replica refused it behind its first row. The replica is
-// not tried again, as the caller got the error.
+// rememberRefusal notes an error after a read's first row. If it is a refusal, such statements run on the primary from then
+// on. The replica is never tried with them, as each try could give the app such an error.
 func (r *router) rememberRefusal(sql string, err error) {
 	if _, refused := r.errorReason(sql, err); refused {
 		r.refused.addPermanent(r.statements.shape(sql))
 	}
 }
 
-// errorReason says why the primary would run what failed on a replica with err, "" if it would not, and whether that is
-// because the text is a write after all.
+// errorReason returns why the primary may run what failed on a replica with err, "" if that would not help, and whether the
+// replica refused the statement because it writes.
 func (r *router) errorReason(sql string, err error) (why reason, refused bool) {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
@@ -199,24 +199,24 @@ func (r *router) errorReason(sql string, err error) (why reason, refused bool) {
 	case "25006": // read_only_sql_transaction
 		return becauseRefused, sql != ""
 	case "55000", "0A000", "XX000":
-		// Other things have these codes too, and are no reason to keep a text from the replica.
+		// Other errors have these codes too. They move the read, but they are not remembered.
 		return becauseRefused, sql != "" && isRecoveryRefusal(pgErr)
 	case "57P01", "57P02", "57P03", "57P05": // the server shuts down, has crashed, starts
 		return becauseLost, false
-	case "40001", "40P01": // replay would not wait for the snapshot or the lock of the statement
+	case "40001", "40P01": // replay canceled the statement, because of its snapshot or a lock
 		return becauseConflict, false
 	case "55P03": // a lock that replay holds was not released within lock_timeout
 		return becauseConflict, false
-	case "42883": // a function that is not there yet
+	case "42883": // a function that is not on the replica yet
 		r.statements.catalog.forgetCalls(r.statements.resolve(sql))
 		return becauseMissing, false
-	case "42P01", "42703", "42704", "3F000": // a table, column, type, schema that is not there yet
+	case "42P01", "42703", "42704", "3F000": // likewise a table, column, type or schema
 		return becauseMissing, false
 	case "22P02": // invalid_text_representation
-		if pgErr.Routine == "enum_in" || pgErr.Routine == "enum_recv" { // a value of an enum that is not there yet
+		if pgErr.Routine == "enum_in" || pgErr.Routine == "enum_recv" { // likewise a value of an enum
 			return becauseMissing, false
 		}
-	case "42601": // a name that AfterConnect prepared, but not on this server, is no SQL
+	case "42601": // the name of a prepared statement that AfterConnect has not prepared on this server
 		if _, prepared := r.statements.prepared.lookup(sql); prepared {
 			return becauseMissing, false
 		}

@@ -23,10 +23,10 @@ type sessionState struct {
 	// origin is the primary whose log the position is in. A position means nothing in the log of another primary: a
 	// failover may have lost it.
 	origin serverID
-	// unknown is the time of the latest write whose position nobody asked for, 0 if there is none.
+	// unknown is the time, by this process's clock, of the latest write whose position is not known, 0 if there is none.
 	unknown uint64
-	// outdated is when somebody found that the position does not tell whether a standby can be trusted, as an answer of
-	// the primary that is asked for later does. It is 0 if nobody did.
+	// outdated is the time at which the position was found to be outdated, in the sense of verdict: an answer of the
+	// primary that is asked for later is needed. It is 0 if the position is not outdated.
 	outdated uint64
 }
 
@@ -38,7 +38,7 @@ func (s *Session) load() sessionState {
 	return sessionState{}
 }
 
-// wrote notes that the session's writes up to a moment are covered by what p tells.
+// wrote notes that p covers the session's writes of before p was asked for.
 func (s *Session) wrote(p position) {
 	for {
 		old := s.state.Load()
@@ -46,11 +46,11 @@ func (s *Session) wrote(p position) {
 		if old != nil {
 			switch {
 			case old.unknown > p.asked && old.unknown != p.noted:
-				// A write came after the primary was asked. It stays unknown.
+				// A write came after the primary was asked. Its position is still unknown.
 				next.unknown = old.unknown
 			case old.unknown > 0:
-				// Who made that write did not tell whether its session commits asynchronously, and then only the
-				// insert position is sure to cover it.
+				// It is not known whether that write was committed asynchronously. Only the insert position is sure
+				// to cover it.
 				next.position = p.insert
 			}
 			if old.outdated > p.asked {
@@ -72,8 +72,8 @@ func (s *Session) wrote(p position) {
 // wroteUnknown notes a write whose position is not known.
 func (s *Session) wroteUnknown() { s.wroteUnknownSince(0) }
 
-// wroteUnknownSince is wroteUnknown for a write about which the primary was asked at a time, and will answer. It returns
-// what tells this note from others, 0 if others have noted a write since that time.
+// wroteUnknownSince is wroteUnknown for a write whose position the primary was asked for at the time asked, and will
+// answer. It returns a number that identifies this call, or 0 if another write was noted since that time.
 func (s *Session) wroteUnknownSince(asked uint64) (noted uint64) {
 	now := clock.Add(1)
 	for {
@@ -91,7 +91,7 @@ func (s *Session) wroteUnknownSince(asked uint64) (noted uint64) {
 	}
 }
 
-// outdate notes that the session's position has to be asked for again, if it is still the one of state.
+// outdate notes that the primary has to be asked for the session's position anew, if it is still the one of state.
 func (s *Session) outdate(state sessionState) {
 	old := s.state.Load()
 	if old == nil || *old != state {
@@ -105,14 +105,14 @@ func (s *Session) outdate(state sessionState) {
 // position is what the primary told about its log after a statement.
 type position struct {
 	origin serverID
-	// asked is when the question was sent: everything that had returned before is covered.
+	// asked is when the question was sent, by this process's clock: every write that had returned before is covered.
 	asked uint64
 	// noted is what wroteUnknownSince returned for a write that is covered too although it returned later, else 0.
 	noted uint64
 	// flush covers every transaction that had committed synchronously.
 	flush LSN
-	// insert covers asynchronous commits too. It may run ahead of flush by what other transactions have written without
-	// committing, which no replica receives until somebody flushes it.
+	// insert covers asynchronous commits too. It may be ahead of flush by what other transactions have written without
+	// committing. Replicas receive that only when it is flushed.
 	insert LSN
 }
 
@@ -156,7 +156,7 @@ func withIntent(ctx context.Context, change func(*intent)) context.Context {
 }
 
 // WithSession returns a context whose reads see every write made in s before they began, and do not wait for any other.
-// Writes under it count for s and, as all writes do, for the pool. A nil s gives the pool's own session back.
+// Writes under it count for s and, as all writes do, for the pool. A nil s means the pool's own session.
 func WithSession(ctx context.Context, s *Session) context.Context {
 	return withIntent(ctx, func(in *intent) { in.session = s })
 }
@@ -174,8 +174,8 @@ func WithReplica(ctx context.Context) context.Context {
 	return withIntent(ctx, func(in *intent) { in.target = targetReplica })
 }
 
-// WithoutWait returns a context whose reads do not wait for any write to be replayed: they may miss even this process's
-// own. It is fly_postgres's await: false.
+// WithoutWait returns a context whose reads do not wait for any write to be replayed. They may miss even this process's own
+// writes. It is what await: false is in fly_postgres.
 func WithoutWait(ctx context.Context) context.Context {
 	return withIntent(ctx, func(in *intent) { in.noWait = true })
 }

@@ -162,7 +162,7 @@ func (c *primaryConn) ask(s *primaryStatement, copied bool) {
 	case s.CopiesIn:
 		return
 	case copied && (c.pooled || c.primary.copiesUnanswered.Load()):
-		// A pooler may give the server's connection to somebody else when the copy has ended, who then gets the answer.
+		// When the copy has ended, a pooler may give the server's connection to another client, which then gets the answer.
 		return
 	case s.LeavesOpen:
 		// A question would be the first statement of the block that is open afterwards, and take its snapshot. Then the

@@ -67,6 +67,7 @@ type tracker struct {
 	mu       sync.Mutex
 	waiters  waiterHeap
 	watching bool        // the watcher runs
+	refusing bool        // nobody may wait any more
 	stopped  bool        // close was called
 	idle     *time.Timer // closes the watcher's connection; nil until that is first scheduled
 
@@ -207,7 +208,7 @@ func (t *tracker) add(w *waiter) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
-	if t.stopped {
+	if t.refusing {
 		return errClosedPool
 	}
 	heap.Push(&t.waiters, w)
@@ -465,8 +466,19 @@ func (t *tracker) wakeAll(err error) {
 	}
 }
 
+// endWaits ends every wait, and each that comes, with errClosedPool.
+func (t *tracker) endWaits() {
+	t.mu.Lock()
+	t.refusing = true
+	t.mu.Unlock()
+
+	t.wakeAll(errClosedPool)
+}
+
 // close ends every wait and closes the watcher's connection. When it returns, no goroutine of the tracker runs.
 func (t *tracker) close() {
+	t.endWaits()
+
 	t.mu.Lock()
 	t.stopped = true
 	if t.idle != nil {
@@ -475,7 +487,6 @@ func (t *tracker) close() {
 	t.mu.Unlock()
 
 	t.stop()
-	t.wakeAll(errClosedPool)
 	t.done.Wait()
 	t.conns.Close()
 }

@@ -309,10 +309,12 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	return nil
 }
 
-// close closes the replica's connections and ends what runs for it.
+// close closes the replica's connections and ends what runs for it. The guard ends what waits for a silent replica, for
+// which it needs the tracker, until all connections are closed.
 func (r *replica) close() {
-	r.tracker.close()
+	r.tracker.endWaits()
 	r.pool.Close()
+	r.tracker.close()
 	r.guard.close()
 }
 

@@ -231,6 +231,27 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 	unused(t, pool)
 }
 
+// TestCloseWithSilentReplica closes a pool while a read is under way on a replica that falls silent.
+func TestCloseWithSilentReplica(t *testing.T) {
+	cluster := sharedCluster(t)
+	link := cluster.Link("ord", "ord")
+	t.Cleanup(link.Restore)
+	ctx := t.Context()
+
+	pool := poolIn(t, cluster, "ord")
+	comesHome(t, ctx, pool)
+	read := make(chan error, 1)
+	go func() { read <- pool.QueryRow(WithReplica(ctx), "select pg_sleep(1)").Scan(nil) }()
+	eventually(t, "the read runs", func() bool { return pool.Replica().Stat().AcquiredConns() == 1 })
+	time.AfterFunc(300*time.Millisecond, link.Stall)
+	patiently(t, "close during a read", func() {
+		pool.Close()
+		if err := <-read; err == nil {
+			t.Error("the replica has answered")
+		}
+	})
+}
+
 // TestLongReadIsLeftAlone reads for longer than it takes to find out that a replica is silent.
 func TestLongReadIsLeftAlone(t *testing.T) {
 	cluster := sharedCluster(t)

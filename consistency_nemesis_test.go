@@ -113,6 +113,10 @@ var faults = []fault{
 			streaming.Restore()
 		}
 	}},
+	{"replica promoted by mistake", replicaBreaks | replicaForgets, true, func(n *nemesis, region string) func() {
+		n.must(n.cluster.Server(region).Secede(n.ctx))
+		return func() { n.rebuild(region) }
+	}},
 	{"replica of a replica", 0, false, func(n *nemesis, region string) func() {
 		s, other := n.cluster.Server(region), map[string]string{"ord": "syd", "syd": "ord"}[region]
 		n.must(s.Follow(other))

@@ -113,7 +113,7 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 	history := &history{t: t, tally: tally, users: []*user{{}, {}, {}, {}}}
 	history.now.Store(healthy)
 	backups := map[string]*pgcluster.Backup{}
-	for _, region := range []string{"nrt", "syd"} {
+	for _, region := range []string{"nrt", "ord", "syd"} {
 		backups[region] = backupOf(t, cluster.Server(region))
 	}
 

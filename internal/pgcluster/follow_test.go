@@ -142,3 +142,30 @@ func TestDelayReplay(t *testing.T) {
 		t.Errorf("it has %d rows", n)
 	}
 }
+
+// A replica that was promoted by mistake goes its own way until it is restored.
+func TestSecede(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord"}})
+	nrt, ord := c.Server("nrt"), c.Server("ord")
+	must(t, nrt.Exec(ctx, "create table t (n int)"))
+	must(t, ord.WaitReplayed(ctx))
+	backup, err := ord.Backup(ctx)
+	must(t, err)
+	must(t, ord.Secede(ctx))
+	if err := nrt.Secede(ctx); err == nil || c.Leader() != nrt {
+		t.Error("the leader has seceded, or leads no more")
+	}
+	must(t, ord.Exec(ctx, "insert into t values (1), (2)"))
+	must(t, connect(t, c, "ord", "app.internal", 5432).Ping(ctx))
+	must(t, nrt.Exec(ctx, "insert into t values (3)"))
+	if nrt, ord := count(t, nrt), count(t, ord); nrt != 1 || ord != 2 {
+		t.Errorf("nrt has %d rows, ord %d", nrt, ord)
+	}
+	must(t, ord.Restore(ctx, backup))
+	must(t, ord.WaitReplayed(ctx))
+	if n := count(t, ord); n != 1 {
+		t.Errorf("ord has %d rows, restored", n)
+	}
+}

@@ -106,6 +106,15 @@ func (s *Server) promote(ctx context.Context) error {
 	return nil
 }
 
+// Secede makes the replica a primary of its own without making it the leader, as somebody does who promotes the wrong
+// server. Nothing leads to it but what led to it as a replica. Restore makes it a replica again.
+func (s *Server) Secede(ctx context.Context) error {
+	if s.source() == nil {
+		return fmt.Errorf("pgcluster: the server in %s is the leader", s.region)
+	}
+	return s.promote(ctx)
+}
+
 // Follow makes the replica stream from the server in a region, which may be a replica itself or a leader that was
 // replaced. An empty region stands for the leader, whichever it is. A later Promote does not change it, unless it is the
 // replica itself that is promoted.

@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -9,6 +10,9 @@ import (
 	"time"
 
 	"github.com/flyregion/flyregion/internal/pgcluster"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
 )
 
@@ -122,4 +126,120 @@ func eventually(t testing.TB, what string, holds func() bool) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// freeze lets the replica in ord catch up and then halts its replay until the test ends: what is written from here on it
+// does not show. The returned function ends the halt earlier.
+func freeze(t testing.TB, cluster *pgcluster.Cluster) (thaw func()) {
+	t.Helper()
+	ord := cluster.Server("ord")
+	if err := ord.WaitReplayed(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ord.PauseReplay(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	thaw = sync.OnceFunc(func() {
+		if err := ord.ResumeReplay(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// replicaServes reports whether the replica answers the pool's next read.
+func replicaServes(t testing.TB, ctx context.Context, pool *Pool) bool {
+	t.Helper()
+	var replica bool
+	if err := pool.QueryRow(ctx, readOnlySQL).Scan(&replica); err != nil {
+		t.Fatal(err)
+	}
+	return replica
+}
+
+// readOnlySQL is a question whose answer tells a replica from the primary, and that counts as a read, because its text does
+// not show the name of the setting.
+const readOnlySQL = "select current_setting('transaction_' || 'read_only') = 'on'"
+
+func onConn(p *Pool, ctx context.Context, f func(*pgxpool.Conn) error) error {
+	return p.AcquireFunc(ctx, f)
+}
+
+func insertSQL(table string) string { return "insert into " + table + " (id, v) values ($1, 'x')" }
+
+func insertText(table string, id int) string {
+	return fmt.Sprintf("insert into %s (id, v) values (%d, 'x')", table, id)
+}
+
+// raw runs texts one by one on the PgConn, past pgx's tracers.
+func raw(ctx context.Context, conn *pgxpool.Conn, texts ...string) error {
+	for _, text := range texts {
+		if _, err := conn.Conn().PgConn().Exec(ctx, text).ReadAll(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// execs runs texts one by one.
+func execs(ctx context.Context, conn interface {
+	Exec(context.Context, string, ...any) (pgconn.CommandTag, error)
+}, texts ...string,
+) error {
+	for _, text := range texts {
+		if _, err := conn.Exec(ctx, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func batchOf(texts ...string) *pgx.Batch {
+	b := &pgx.Batch{}
+	for _, text := range texts {
+		b.Queue(text)
+	}
+	return b
+}
+
+// sameError compares what an app can see of two errors.
+func sameError(a, b error) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	var pa, pb *pgconn.PgError
+	if errors.As(a, &pa) != errors.As(b, &pb) {
+		return false
+	}
+	if pa != nil {
+		return fmt.Sprintf("%T", a) == fmt.Sprintf("%T", b) && pa.Code == pb.Code && pa.Severity == pb.Severity
+	}
+	return a.Error() == b.Error() || fmt.Sprintf("%T", a) == fmt.Sprintf("%T", b)
+}
+
+// rawPool is a pgxpool with the same view of the cluster that a Pool's primary has.
+func rawPool(t testing.TB, cluster *pgcluster.Cluster, region string, change ...func(*Config)) *pgxpool.Pool {
+	t.Helper()
+	config := configIn(t, cluster, region)
+	for _, f := range change {
+		f(config)
+	}
+	config.ConnConfig.Host = cluster.Leader().Region() + ".app.internal"
+	pool, err := pgxpool.NewWithConfig(t.Context(), config.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// queryOne asks a server directly.
+func queryOne(ctx context.Context, s *pgcluster.Server, sql string, to any) error {
+	conn, err := pgx.Connect(ctx, s.ConnString())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.Background())
+	return conn.QueryRow(ctx, sql).Scan(to)
 }

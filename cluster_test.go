@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"testing"
@@ -242,4 +243,18 @@ func queryOne(ctx context.Context, s *pgcluster.Server, sql string, to any) erro
 	}
 	defer conn.Close(context.Background())
 	return conn.QueryRow(ctx, sql).Scan(to)
+}
+
+// wrapConns has the network connections of a pool wrapped.
+func wrapConns(wrap func(net.Conn) net.Conn) func(*Config) {
+	return func(c *Config) {
+		dial := c.ConnConfig.DialFunc
+		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return wrap(conn), nil
+		}
+	}
 }

@@ -119,14 +119,7 @@ func TestReplicaForgets(t *testing.T) {
 	var generation atomic.Int64
 	pool := poolIn(t, cluster, "ord", func(c *Config) {
 		c.MaxReplicaWait = 300 * time.Millisecond
-		dial := c.ConnConfig.DialFunc
-		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := dial(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return newForgetful(conn, &generation), nil
-		}
+		wrapConns(func(conn net.Conn) net.Conn { return newForgetful(conn, &generation) })(c)
 	})
 	comesHome(t, ctx, pool)
 	thaw := freeze(t, cluster)

@@ -183,16 +183,7 @@ func TestWireBeginRefused(t *testing.T) {
 	name := table(t, cluster, "id int primary key, v text")
 	ctx := t.Context()
 	var spoil atomic.Bool
-	pool := poolIn(t, cluster, "ord", func(c *Config) {
-		dial := c.ConnConfig.DialFunc
-		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := dial(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return &spoilConn{conn, &spoil}, nil
-		}
-	})
+	pool := poolIn(t, cluster, "ord", wrapConns(func(conn net.Conn) net.Conn { return &spoilConn{conn, &spoil} }))
 	firsts := map[string]func(tx pgx.Tx) error{
 		"exec": func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, insertSQL(name), 1)

@@ -188,14 +188,7 @@ func TestWireCanceledAtEachByte(t *testing.T) {
 			trap.left = -1
 			pool := poolIn(t, cluster, "ord", func(c *Config) {
 				c.MaxConns = 1
-				dial := c.ConnConfig.DialFunc
-				c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-					conn, err := dial(ctx, network, addr)
-					if err != nil {
-						return nil, err
-					}
-					return &trapConn{conn, &trap}, nil
-				}
+				wrapConns(func(conn net.Conn) net.Conn { return &trapConn{conn, &trap} })(c)
 			})
 			if _, err := pool.Exec(t.Context(), insertSQL(name), 0); err != nil {
 				t.Fatal(err)

@@ -35,16 +35,7 @@ func (c *pieceConn) Read(p []byte) (int, error) {
 
 // inPieces makes a config's connections give what arrives in pieces.
 func inPieces(size int) func(*Config) {
-	return func(c *Config) {
-		dial := c.ConnConfig.DialFunc
-		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := dial(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return &pieceConn{conn, size}, nil
-		}
-	}
+	return wrapConns(func(conn net.Conn) net.Conn { return &pieceConn{conn, size} })
 }
 
 // TestWireInPieces runs every write path over connections that deliver a byte at a time, or a few.
@@ -595,22 +586,13 @@ func (c *endConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestWireLeavesReadsAlone loses the connection on which the primary is asked for a position, between the statement's
+// TestWireCutBeforeTheAnswer loses the connection on which the primary is asked for a position, between the statement's
 // end and the answer.
-func TestWireLeavesReadsAlone(t *testing.T) {
+func TestWireCutBeforeTheAnswer(t *testing.T) {
 	cluster := sharedCluster(t)
 	ctx := t.Context()
 	var armed atomic.Bool
-	pool := poolIn(t, cluster, "ord", func(c *Config) {
-		dial := c.ConnConfig.DialFunc
-		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := dial(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return &endConn{Conn: conn, armed: &armed}, nil
-		}
-	})
+	pool := poolIn(t, cluster, "ord", wrapConns(func(conn net.Conn) net.Conn { return &endConn{Conn: conn, armed: &armed} }))
 	if err := pool.Ping(ctx); err != nil {
 		t.Fatal(err)
 	}

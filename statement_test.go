@@ -27,7 +27,11 @@ func TestBackslashes(t *testing.T) {
 		}, false},
 	} {
 		pool := poolIn(t, cluster, "ord", c.change)
-		if err := pool.Ping(ctx); err != nil {
+		err := pool.Ping(ctx)
+		if sqlState(err) == "0A000" && !c.replica {
+			continue // PostgreSQL 19 knows no other strings
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := pool.Exec(ctx, "select 1"); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"github.com/flyregion/flyregion/internal/piggyback"
 	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/multitracer"
@@ -50,7 +51,7 @@ func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 	if rewritten(data.Args) {
 		s.Access = sqltext.Write
 	}
-	return t.start(ctx, conn, s, false)
+	return t.start(ctx, conn, s, piggyback.Question{})
 }
 
 // TraceQueryEnd is called by pgx when the statement has ended: for Query and QueryRow when the rows are closed.
@@ -64,7 +65,7 @@ func (t *Tracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 	if c == nil {
 		return ctx
 	}
-	return t.start(ctx, conn, inspectBatch(data.Batch, c.resolve, c.facts()), false)
+	return t.start(ctx, conn, inspectBatch(data.Batch, c.resolve, c.facts()), piggyback.Question{Batch: true})
 }
 
 // TraceBatchQuery is called by pgx for each result of a batch.
@@ -77,7 +78,7 @@ func (t *Tracer) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, data pgx.Tra
 
 // TraceCopyFromStart is called by pgx before CopyFrom.
 func (t *Tracer) TraceCopyFromStart(ctx context.Context, conn *pgx.Conn, _ pgx.TraceCopyFromStartData) context.Context {
-	return t.start(ctx, conn, sqltext.Statement{Access: sqltext.Write}, true)
+	return t.start(ctx, conn, sqltext.Statement{Access: sqltext.Write}, piggyback.Question{Copied: true})
 }
 
 // TraceCopyFromEnd is called by pgx when CopyFrom has ended.
@@ -131,12 +132,12 @@ func (t *Tracer) connOf(conn *pgx.Conn) *primaryConn {
 }
 
 // start begins a statement with the questions that go with it. It returns the context that end gets.
-func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, text sqltext.Statement, copied bool) context.Context {
+func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, text sqltext.Statement, question piggyback.Question) context.Context {
 	c := t.connOf(conn)
 	if c == nil {
 		return ctx
 	}
-	s := &primaryStatement{Context: ctx, Statement: text}
+	s := &primaryStatement{Context: ctx, Question: question, Statement: text}
 	if conn.PgConn().IsBusy() {
 		return s // pgx will refuse it
 	}
@@ -148,20 +149,20 @@ func (t *Tracer) start(ctx context.Context, conn *pgx.Conn, text sqltext.Stateme
 		c.sessions = append(c.sessions, own)
 	}
 	s.sessions = c.sessions
-	c.ask(s, copied)
+	c.ask(s)
 	c.begin(s)
 	return s
 }
 
 // ask chooses what is to be asked along with the statement that begins on c.
-func (c *primaryConn) ask(s *primaryStatement, copied bool) {
+func (c *primaryConn) ask(s *primaryStatement) {
 	s.mayAsync = c.async || s.Settings
 	isWrite := s.Access == sqltext.Write // so that wroteSQL need not be asked
 	position := false
 	switch {
 	case s.CopiesIn:
 		return
-	case copied && (c.pooled || c.primary.copiesUnanswered.Load()):
+	case s.Copied && (c.pooled || c.primary.copiesUnanswered.Load()):
 		// When the copy has ended, a pooler may give the server's connection to another client, which then gets the answer.
 		return
 	case s.LeavesOpen:
@@ -181,7 +182,7 @@ func (c *primaryConn) ask(s *primaryStatement, copied bool) {
 		s.writes = isWrite || !c.primary.covers(c.primary.session.load()) ||
 			slices.ContainsFunc(s.sessions, func(s *Session) bool { return !c.primary.covers(s.load()) })
 	}
-	if s.Copied = copied; !copied {
+	if !s.Copied {
 		s.Inside = wroteMessages
 		if isWrite {
 			s.Inside = asyncMessages

@@ -17,6 +17,7 @@ import (
 type Question struct {
 	Inside []byte // made by Unnamed: runs behind the statement and in its transaction; nil for none
 	Behind []byte // made by Query: runs when the statement has ended; nil for none
+	Batch  bool   // pgx returns the result of each command when it has read it, and not at the end
 	Copied bool   // the statement is a COPY: Behind follows its data, because the server takes all before its end for data
 
 	Ran   bool      // the statement was sent
@@ -32,7 +33,7 @@ type Events struct {
 	Asked       func(*Question) // Inside or Behind is about to be sent
 	Answered    func(*Question) // Behind was answered with a row
 	Late        func(*Question) // Behind was not answered within answerTime
-	Committed   func(*Question) // a transaction was committed, and more of the statement is to come; nil if the statement was not announced
+	Committed   func(*Question) // a transaction was committed before the statement's end; nil if the statement was not announced
 	Unannounced func()          // a statement that was not announced has ended, or may have
 	Abandoned   func(*Question) // the end of the announced statement will not be read
 }

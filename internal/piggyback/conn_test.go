@@ -340,7 +340,7 @@ func TestCommitted(t *testing.T) {
 		sent, stream []byte
 		want         int
 	}{
-		"the last of a batch":  {join(execute, execute, syncMessage), join(complete("INSERT 0 1"), complete("COMMIT"), ready('I')), 0},
+		"the last":             {join(execute, execute, syncMessage), join(complete("INSERT 0 1"), complete("COMMIT"), ready('I')), 0},
 		"in a batch":           {join(execute, execute, syncMessage), join(complete("COMMIT"), complete("SELECT 1"), ready('I')), 1},
 		"without a sync":       {join(execute, message('H', nil)), complete("COMMIT"), 1},
 		"text":                 {Query("commit"), join(complete("COMMIT"), ready('I')), 0},
@@ -359,6 +359,38 @@ func TestCommitted(t *testing.T) {
 			}
 			if tell.committed != c.want {
 				t.Errorf("%s in pieces of %d: committed %d times, want %d", what, size, tell.committed, c.want)
+			}
+		}
+	}
+}
+
+// TestCommittedIsToldFirst has a transaction end as the last of a batch. Its result is read before the batch's end and the
+// question's answer have arrived.
+func TestCommittedIsToldFirst(t *testing.T) {
+	for what, c := range map[string]struct {
+		question  *Question
+		committed int
+	}{
+		"batch":                      {&Question{Batch: true, Behind: behind}, 1},
+		"batch with a question more": {&Question{Batch: true, Inside: inside, Behind: behind}, 1},
+		"pipeline":                   {nil, 1},
+		"statement":                  {&Question{Behind: behind}, 0},
+	} {
+		result := join(bound, complete("INSERT 0 1"), bound, complete("COMMIT"))
+		for _, size := range []byte{0, 1, 5, 255} {
+			conn, tell := scripted(&script{data: result, sizes: []byte{size}, err: io.EOF})
+			if c.question != nil {
+				question := *c.question
+				conn.Announce(&question, false)
+			}
+			if _, err := conn.Write(join(execute, execute, syncMessage)); err != nil {
+				t.Fatal(err)
+			}
+			if got := drain(t, conn, 64, 100); !bytes.Equal(got, result) {
+				t.Errorf("%s in pieces of %d: %q, want %q", what, size, got, result)
+			}
+			if tell.committed != c.committed {
+				t.Errorf("%s in pieces of %d: committed %d times, want %d", what, size, tell.committed, c.committed)
 			}
 		}
 	}

@@ -105,7 +105,7 @@ func (c *Conn) passesThrough(p []byte) bool {
 	case 'G':
 		c.copyBegins()
 	case 'C', 'I', 's':
-		if s.inside || !c.isLast(s) && (len(p) < 5 || messageLen(p) > len(p) || commits(p)) {
+		if s.inside || (s.stepwise() || !c.isLast(s)) && (len(p) < 5 || messageLen(p) > len(p) || commits(p)) {
 			return false
 		}
 		s.executes--
@@ -114,6 +114,9 @@ func (c *Conn) passesThrough(p []byte) bool {
 	}
 	return true
 }
+
+// stepwise reports whether the results of the segment's commands may be seen before its end.
+func (s *segment) stepwise() bool { return s.statement == nil || s.statement.Batch }
 
 // isLast reports whether the command that has ended is certainly the last one of its segment.
 func (c *Conn) isLast(s *segment) bool { return s.ended && !s.simple && s.executes <= 1 }
@@ -248,13 +251,15 @@ func (c *Conn) take(m, next []byte) (n int, ok bool) {
 	case s.insideNext:
 		c.insideAnswered(s, m)
 	default:
-		if kind == 'C' && !c.isLast(s) && !(s.inside && s.executes == 1) && commits(m) {
-			if s.ended && len(next) == 0 {
-				return 0, false
-			}
-			if len(next) == 0 || next[0] != 'Z' {
-				c.on.Committed(s.statement)
-			}
+		switch {
+		case kind != 'C' || !commits(m):
+		case s.stepwise():
+			c.on.Committed(s.statement)
+		case c.isLast(s) || s.inside && s.executes == 1:
+		case s.ended && len(next) == 0:
+			return 0, false
+		case len(next) == 0 || next[0] != 'Z':
+			c.on.Committed(s.statement)
 		}
 		if kind == 'C' || kind == 'I' || kind == 's' {
 			s.executes--

@@ -11,7 +11,9 @@ import (
 // primary is the writable server: its pool, and its state. The fields that are neither atomic nor a Session do not change
 // once the Pool is open.
 type primary struct {
-	pool       *pgxpool.Pool
+	pool   *pgxpool.Pool
+	opened atomic.Bool // pool is set: what runs in the background checks this before it uses pool
+
 	statements *statements
 	telemetry  *telemetry // nil where one plain pool does
 
@@ -42,7 +44,11 @@ func (p *primary) identify(r *report) {
 }
 
 // reconnect has all connections closed and made anew, as a standby follows a newer primary.
-func (p *primary) reconnect() { p.pool.Reset() }
+func (p *primary) reconnect() {
+	if p.opened.Load() {
+		p.pool.Reset()
+	}
+}
 
 // measured takes account of the round trip that a new connection has measured.
 func (p *primary) measured(d time.Duration) {

@@ -42,8 +42,11 @@ func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) 
 			return afterConnect(ctx, conn)
 		}
 	}
-	p.pool, err = pgxpool.NewWithConfig(ctx, config)
-	return err
+	if p.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return err
+	}
+	p.opened.Store(true)
+	return nil
 }
 
 // attach has the connections of config report what they write, and checks that their server can be written to, so that the
@@ -79,7 +82,7 @@ type primaryConn struct {
 	prepared  map[string]string // texts by the names that the app has given them on this connection
 	preparing [2]string         // the name and the text that are being prepared
 
-	current *primaryStatement // from a tracer's start to its end, or nil; wire's callbacks read it
+	current atomic.Pointer[primaryStatement] // from a tracer's start to its end, or nil; wire's callbacks read it
 
 	// The open transaction block has written, may commit asynchronously, and may have changed the schema.
 	wrote, async, schema bool
@@ -102,7 +105,7 @@ func primaryConnOf(conn *pgx.Conn) *primaryConn {
 func (p *primary) attachTo(ctx context.Context, conn *pgconn.PgConn, r *report, readOnly bool) error {
 	c := &primaryConn{primary: p, server: r.server, pooled: r.pooled, readOnly: readOnly}
 	wire, err := piggyback.Attach(ctx, conn, piggyback.Events{
-		Asked:       func(*piggyback.Question) { c.current.asked = clock.Add(1) },
+		Asked:       func(*piggyback.Question) { c.current.Load().asked = clock.Add(1) },
 		Answered:    c.answered,
 		Late:        c.late,
 		Committed:   c.committed,
@@ -146,24 +149,25 @@ func (s *primaryStatement) Value(key any) any {
 
 // begin makes s the current statement of c.
 func (c *primaryConn) begin(s *primaryStatement) {
-	if c.current != nil {
+	if c.current.Load() != nil {
 		// Its results were never closed.
 		c.wire.Abandon()
 	}
-	s.conn, c.current = c, s
+	s.conn = c
+	c.current.Store(s)
 	c.wire.Announce(&s.Question, s.Begins && !s.open)
 }
 
 // end ends what begin began.
 func (c *primaryConn) end(s *primaryStatement) {
 	c.wire.Conclude(&s.Question)
-	c.current = nil
+	c.current.Store(nil)
 }
 
 // abandon ends the current statement and transaction without their results, when the connection is released.
 func (c *primaryConn) abandon() {
 	c.wire.Abandon()
-	c.current = nil
+	c.current.Store(nil)
 	c.wrote, c.async, c.schema, c.sessions = false, false, false, nil
 	c.unannounced.Store(false)
 }
@@ -200,7 +204,7 @@ func (c *primaryConn) prepare(name, text string) {
 
 // answered notes the answer to positionSQL in the sessions of the current statement.
 func (c *primaryConn) answered(q *piggyback.Question) {
-	s := c.current
+	s := c.current.Load()
 	p, a, ok := positionOfAnswer(q.Row)
 	if !ok || a.readOnly && !c.readOnly || !q.Idle && !s.Ends {
 		return
@@ -245,7 +249,7 @@ func (c *primaryConn) late(q *piggyback.Question) {
 
 // committed counts the current statement as a write before it has ended, because a part of it was committed.
 func (c *primaryConn) committed(q *piggyback.Question) {
-	s := c.current
+	s := c.current.Load()
 	if q == nil || s == nil || q != &s.Question {
 		c.ranUnannounced()
 		return
@@ -268,7 +272,7 @@ func (c *primaryConn) ranUnannounced() {
 
 // abandoned counts a statement whose results will not be read, if it may have written.
 func (c *primaryConn) abandoned(*piggyback.Question) {
-	s := c.current
+	s := c.current.Load()
 	if s.answered || s.open && !s.Ends && !s.OtherCommand || !s.mayHaveWritten(nil) {
 		return
 	}

@@ -197,7 +197,7 @@ func (c *primaryConn) ask(s *primaryStatement) {
 func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	s, _ := ctx.Value(primaryStatementKey{}).(*primaryStatement)
 	c := t.connOf(conn)
-	if s == nil || c == nil || c.current != s {
+	if s == nil || c == nil || c.current.Load() != s {
 		return // it did not run, or has ended
 	}
 	c.end(s)

@@ -358,6 +358,7 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 	config.ConnConfig.DialFunc = r.guard.dial(dial)
 
 	prepare := config.PrepareConn
+	//lint:ignore SA1019 an app may still set it
 	if before := config.BeforeAcquire; prepare == nil && before != nil {
 		prepare = func(ctx context.Context, conn *pgx.Conn) (bool, error) { return before(ctx, conn), nil }
 	}

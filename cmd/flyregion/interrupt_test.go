@@ -78,7 +78,12 @@ func TestInterruptLeavesNothing(t *testing.T) {
 			err = cmd.Wait()
 
 			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.ExitCode() != exitInterrupted {
+			killed := false
+			if errors.As(err, &exit) && tt.at == "" {
+				// The signal may arrive before the program waits for it, and before there is anything to leave.
+				killed = exit.Sys().(syscall.WaitStatus).Signal() == tt.signal
+			}
+			if exit == nil || !killed && exit.ExitCode() != exitInterrupted {
 				t.Errorf("%v, want exit code %d\n%s", err, exitInterrupted, seen.String())
 			}
 			leavesNothing(t, temp)

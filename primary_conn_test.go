@@ -521,27 +521,44 @@ func TestTransactionThroughBouncer(t *testing.T) {
 	}
 }
 
-// TestRawBehindARefusedCopy checks that a write past pgx's tracers counts behind a COPY that pgx has not sent.
+// TestRawBehindARefusedCopy checks that a write past pgx's tracers counts behind a COPY that pgx has not sent, while the
+// connection is still held.
 func TestRawBehindARefusedCopy(t *testing.T) {
 	cluster := sharedCluster(t)
-	name := table(t, cluster, "id int")
 	ctx := t.Context()
-	pool := poolIn(t, cluster, "ord")
-	freeze(t, cluster)
-	ended, cancel := context.WithCancel(ctx)
-	cancel()
-
-	err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		if _, err := conn.CopyFrom(ended, pgx.Identifier{name}, []string{"id"}, pgx.CopyFromRows([][]any{{1}})); err == nil {
-			t.Error("no error")
-		}
-		return raw(ctx, conn, "insert into "+name+" values (2)")
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var n int
-	if err := pool.QueryRow(ctx, "select count(*) from "+name).Scan(&n); n != 1 || err != nil {
-		t.Errorf("%d rows, %v", n, err)
+	for way, write := range map[string]func(conn *pgxpool.Conn, sql string) error{
+		"text": func(conn *pgxpool.Conn, sql string) error { return raw(ctx, conn, sql) },
+		"parameters": func(conn *pgxpool.Conn, sql string) error {
+			return conn.Conn().PgConn().ExecParams(ctx, sql, nil, nil, nil, nil).Read().Err
+		},
+		"copy": func(conn *pgxpool.Conn, sql string) error {
+			table := strings.Fields(sql)[2]
+			_, err := conn.Conn().PgConn().CopyFrom(ctx, strings.NewReader("2\n"), "copy "+table+" from stdin")
+			return err
+		},
+	} {
+		t.Run(way, func(t *testing.T) {
+			name := table(t, cluster, "id int")
+			pool := poolIn(t, cluster, "ord")
+			freeze(t, cluster)
+			ended, cancel := context.WithCancel(ctx)
+			cancel()
+			err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+				if _, err := conn.CopyFrom(ended, pgx.Identifier{name}, []string{"id"}, pgx.CopyFromRows([][]any{{1}})); err == nil {
+					t.Error("no error")
+				}
+				if err := write(conn, "insert into "+name+" values (2)"); err != nil {
+					return err
+				}
+				var n int
+				if err := pool.QueryRow(ctx, "select count(*) from "+name).Scan(&n); n != 1 || err != nil {
+					t.Errorf("%d rows, %v", n, err)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }

@@ -154,7 +154,7 @@ func nonsense(t *testing.T, data, sizes []byte, mode uint8, size, limit int) {
 				_, err = c.Write(Query("select"))
 			}
 		case q.Copied:
-			_, err = c.Write(Query("copy"))
+			_, err = c.Write(Query("copy t from stdin"))
 			if err == nil {
 				_, err = c.Write(message('c', nil))
 			}
@@ -448,7 +448,7 @@ func TestLate(t *testing.T) {
 			c, tell := scripted(in)
 			q := &Question{Behind: behind, Copied: true}
 			c.Announce(q, false)
-			for _, m := range [][]byte{Query("copy"), message('d', nil), message('c', nil)} {
+			for _, m := range [][]byte{Query("copy t from stdin"), message('d', nil), message('c', nil)} {
 				if _, err := c.Write(m); err != nil {
 					t.Fatal(err)
 				}

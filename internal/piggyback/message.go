@@ -30,6 +30,9 @@ func message(kind byte, body []byte) []byte {
 // messageLen returns the length of the message whose header m begins with. It is less than 5 if that is no header.
 func messageLen(m []byte) int { return 1 + int(int32(binary.BigEndian.Uint32(m[1:]))) }
 
+// isCopy reports whether a simple query's message is a COPY as pgx sends it.
+func isCopy(m []byte) bool { return bytes.HasPrefix(m[5:], []byte("copy ")) }
+
 // isPing reports whether a simple query's message is pgx's ping.
 func isPing(m []byte) bool { return string(m[5:]) == "-- ping\x00" }
 

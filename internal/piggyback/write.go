@@ -99,10 +99,27 @@ func (c *Conn) whole(p []byte) bool {
 	return false
 }
 
+// dropRefusedCopy ends the announcement of a COPY if p runs something else: pgx does not say that it has given up a COPY
+// before it was sent.
+func (c *Conn) dropRefusedCopy(p []byte) {
+	if c.current == nil || !c.current.Copied || c.current.Ran {
+		return
+	}
+	for at := 0; at < len(p); {
+		m := p[at : at+messageLen(p[at:])]
+		at += len(m)
+		if m[0] == 'E' || m[0] == 'F' || m[0] == 'Q' && !isPing(m) && !isCopy(m) {
+			c.current, c.toAsk, c.begins = nil, false, false
+			return
+		}
+	}
+}
+
 // frame records the messages in p, and puts into c.front and c.back what is to be sent before and after it. Of p only p[:keep]
 // is to be sent then.
 func (c *Conn) frame(p []byte) (keep int) {
 	c.front, c.back = c.front[:0], c.back[:0]
+	c.dropRefusedCopy(p)
 	if c.begun == unguarded && p[0] != 'X' {
 		c.begun = guarded
 		c.front = append(c.front, guard...)

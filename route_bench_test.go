@@ -4,10 +4,9 @@ import (
 	"context"
 	"slices"
 	"testing"
-
-	"github.com/flyregion/flyregion/internal/sqltext"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -15,23 +14,23 @@ const benchmarkShortQuery = "SELECT id, name, email FROM users WHERE id = $1 AND
 
 // BenchmarkRoute is all that a statement's text costs on its way to a server.
 func BenchmarkRoute(b *testing.B) {
-	pool := &Pool{config: &Config{}}
+	r := &router{statements: &statements{catalog: newCatalog(nil)}}
 	ctx := context.Background()
 	for _, c := range []struct {
 		name    string
-		prepare func(*Pool)
+		prepare func()
 	}{
-		{"new", func(*Pool) {}},
-		{"with functions", func(p *Pool) {
-			p.router.statements.catalog = newCatalog(functionsOf(map[string]Access{"enqueue": Write}))
+		{"new", func() {}},
+		{"with functions", func() {
+			r.statements.catalog = newCatalog(functionsOf(map[string]Access{"enqueue": Write}))
 		}},
-		{"after a refusal", func(p *Pool) { p.router.refused.addPermanent(sqltext.Shape("select enqueue($1)")) }},
+		{"after a refusal", func() { r.refused.addPermanent(sqltext.Shape("select enqueue($1)")) }},
 	} {
-		c.prepare(pool)
+		c.prepare()
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				pool.router.route(ctx, benchmarkShortQuery, nil)
+				r.route(ctx, benchmarkShortQuery, nil)
 			}
 		})
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // registers is how many registers there are: few, so that they are fought over.
@@ -204,7 +205,8 @@ func (h *history) end(s *underWay, err error) flaws {
 	case kind == "SQLSTATE 40001" && strings.Contains(s.what, "serializable"):
 	case s.pinned && (kind == "replica lag" || kind == "deadline"): // what Config.MaxReplicaWait promises
 	case s.pinned && flaws&(replicaBreaks|primaryBreaks) != 0 && (endedByFault(kind) || kind == "SQLSTATE 40001" || kind == "SQLSTATE 40P01"):
-	case flaws&primaryBreaks != 0 && (endedByFault(kind) || s.pooled && kind == "SQLSTATE 08P01"): // which is all that PgBouncer ever says
+	case flaws&primaryBreaks != 0 && endedByFault(kind):
+	case flaws&primaryBreaks != 0 && s.pooled && (kind == "SQLSTATE 08P01" || garbled(err)): // which is all that PgBouncer ever says
 	case flaws&primaryRefuses != 0 && (kind == "SQLSTATE 25006" || errors.Is(err, errSwallowed)):
 	case flaws&primaryRefuses != 0 && s.pinned && errors.Is(err, pgconn.ErrReadOnlyConnection):
 	default:
@@ -220,6 +222,14 @@ func endedByFault(kind string) bool {
 		return true
 	}
 	return false
+}
+
+// garbled reports whether a message could not be read. When PgBouncer loses a server in the middle of a message, it sends its
+// own error behind the half that it has passed on, and pgx reads the one as the rest of the other.
+func garbled(err error) bool {
+	_, long := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](err)
+	return long || slices.ContainsFunc([]string{"unknown message type", "invalid message length", "unexpected message", " body must have length of ", " body is invalid"},
+		func(part string) bool { return strings.Contains(err.Error(), part) })
 }
 
 func kindOf(err error) string {
@@ -238,6 +248,8 @@ func kindOf(err error) string {
 		return "cannot connect"
 	case errors.Is(err, driver.ErrBadConn):
 		return "bad connection"
+	case garbled(err):
+		return "garbled"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET),
 		errors.Is(err, syscall.EPIPE), strings.Contains(err.Error(), "conn closed"):
 		return "connection lost"

@@ -186,7 +186,7 @@ func start(ctx context.Context, config Config, regions []string, progress func(s
 	}
 	if len(config.Replicas) > 0 {
 		progress("waiting until the replicas stream")
-		if err = c.waitStreaming(ctx, len(config.Replicas)); err != nil {
+		if err = c.waitStreaming(ctx, config.Replicas...); err != nil {
 			return nil, err
 		}
 	}
@@ -276,9 +276,11 @@ func (s *Server) follow() error {
 	return s.cluster.account.own(file)
 }
 
-func (c *Cluster) waitStreaming(ctx context.Context, replicas int) error {
+// waitStreaming returns when the replicas in these regions stream from the leader.
+func (c *Cluster) waitStreaming(ctx context.Context, regions ...string) error {
+	const sql = "select count(distinct application_name) = $1 from pg_stat_replication where state = 'streaming' and application_name = any($2)"
 	return c.Leader().connected(ctx, func(conn *pgx.Conn) error {
-		return pollQuery(ctx, conn, "select count(*) = $1 from pg_stat_replication where state = 'streaming'", replicas)
+		return pollQuery(ctx, conn, sql, len(regions), regions)
 	})
 }
 

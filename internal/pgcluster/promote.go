@@ -13,7 +13,7 @@ import (
 // lead to it, and the other replicas stream from it, as soon as their links let them.
 //
 // A leader that is running is shut down first, with all it has written sent to the replicas that are connected, and comes
-// back as a replica. A leader that is not running stays down; what it had not yet sent is lost. Start starts it as a
+// back as a replica. The replica to promote is waited for until it is connected, unless its link is cut or stalled. A leader that is not running stays down; what it had not yet sent is lost. Start starts it as a
 // replica, which cannot follow the new leader if it wrote anything the other did not get: it then shows what it had.
 func (c *Cluster) Promote(ctx context.Context, region string) error {
 	c.promoting.Lock()
@@ -24,6 +24,11 @@ func (c *Cluster) Promote(ctx context.Context, region string) error {
 	}
 	wasRunning := old.Running()
 	if wasRunning {
+		if next.Running() && next.replication.passing() && next.source() == old {
+			if err := c.waitStreaming(ctx, region); err != nil {
+				return fmt.Errorf("pgcluster: promote %s: it does not stream from the leader: %w", region, err)
+			}
+		}
 		if err := old.Stop(ctx); err != nil {
 			return err
 		}

@@ -3,7 +3,6 @@ package flyregion
 import (
 	"context"
 	"errors"
-	"fmt"
 	"reflect"
 	"slices"
 	"testing"
@@ -185,14 +184,3 @@ func TestBatchThatBeginsATransaction(t *testing.T) {
 		t.Errorf("%d connections are still in use", n)
 	}
 }
-
-// ServerURL returns the connection string of a server for the examples, which runs until all tests have ended.
-func ServerURL() string {
-	return sharedCluster(noTest{}).Server("nrt").ConnString() + "&fly_simulate_replica=true"
-}
-
-// noTest stands for the test where there is none.
-type noTest struct{ testing.TB }
-
-func (noTest) Helper()           {}
-func (noTest) Fatal(args ...any) { panic(fmt.Sprint(args...)) }

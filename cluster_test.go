@@ -3,9 +3,12 @@ package flyregion
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
+	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -28,6 +31,10 @@ func TestMain(m *testing.M) {
 	for _, name := range []string{"FLY_REGION", "MY_REGION", "PRIMARY_REGION", "FLY_APP_NAME"} {
 		os.Unsetenv(name)
 	}
+	flag.Parse()
+	if runsExamples() {
+		setServers(sharedCluster(noTest{}))
+	}
 	code := m.Run()
 	if shared.cluster != nil {
 		if err := shared.cluster.Stop(); err != nil {
@@ -41,6 +48,31 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(code)
 }
+
+// runsExamples reports whether examples are among what is run.
+func runsExamples() bool {
+	if flag.Lookup("test.fuzzworker").Value.String() == "true" || flag.Lookup("test.list").Value.String() != "" {
+		return false
+	}
+	pattern := flag.Lookup("test.run").Value.String()
+	all, _ := regexp.MatchString(pattern, "Example")
+	return all || strings.Contains(pattern, "Example")
+}
+
+// setServers tells the examples where servers are, as an app is told: by its environment. The reads of DATABASE_URL go through
+// read-only sessions on one server, PRIMARY_URL and ORD_URL lead to a primary and its replica.
+func setServers(cluster *pgcluster.Cluster) {
+	primary := cluster.Server("nrt").ConnString()
+	os.Setenv("DATABASE_URL", primary+"&fly_simulate_replica=true")
+	os.Setenv("PRIMARY_URL", primary)
+	os.Setenv("ORD_URL", cluster.Server("ord").ConnString())
+}
+
+// noTest stands for the test where there is none.
+type noTest struct{ testing.TB }
+
+func (noTest) Helper()           {}
+func (noTest) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
 
 // sharedCluster returns a primary in nrt and replicas in ord and syd. A test that uses it must restore what it breaks.
 func sharedCluster(t testing.TB) *pgcluster.Cluster {

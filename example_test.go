@@ -2,21 +2,22 @@ package flyregion_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
+	"os"
 
 	"github.com/flyregion/flyregion"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/tracelog"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 )
-
-// databaseURL stands for os.Getenv("DATABASE_URL"). It leads to a server that runs as long as the tests do, whose reads go
-// through read-only sessions, as they would on a replica.
-func databaseURL() string { return flyregion.ServerURL() }
 
 // The constructor is all that changes in an app: this was pgxpool.New. On Fly the environment says the rest.
 func ExampleNewPool() {
 	ctx := context.Background()
-	pool, err := flyregion.NewPool(ctx, databaseURL())
+	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -41,7 +42,7 @@ func ExampleNewPool() {
 
 // The app's own tracer, here the one of pgx that logs, sees every query of the app wherever it runs, and nothing else.
 func ExampleNewPoolWithConfig_tracer() {
-	config, err := flyregion.ParseConfig(databaseURL())
+	config, err := flyregion.ParseConfig(os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -76,10 +77,251 @@ func ExampleNewPoolWithConfig_tracer() {
 	// drop table orders
 }
 
+// Off Fly, a replica is named by its connection string.
+func ExampleNewPoolWithConfig_replicaConnStrings() {
+	config, err := flyregion.ParseConfig(os.Getenv("PRIMARY_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	config.Region = "ord"        // where this process runs
+	config.PrimaryRegion = "nrt" // where the primary is
+	config.ReplicaConnStrings = map[string]string{"ord": os.Getenv("ORD_URL")}
+
+	ctx := context.Background()
+	pool, err := flyregion.NewPoolWithConfig(ctx, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	// A read of the pool runs on the replica.
+	var n int
+	if err := pool.QueryRow(ctx, "select count(*) from pg_tables where schemaname = 'nowhere'").Scan(&n); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("connections to the replica:", pool.Stat().Replica("ord").TotalConns())
+	// Output:
+	// connections to the replica: 1
+}
+
+// On a laptop with one server, reads run in read-only sessions, so that a statement that writes where it should not is
+// found before it meets a replica.
+func ExampleNewPoolWithConfig_simulateReplica() {
+	config, err := flyregion.ParseConfig(os.Getenv("PRIMARY_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	config.SimulateReplica = true // or fly_simulate_replica=true in the connection string
+
+	ctx := context.Background()
+	pool, err := flyregion.NewPoolWithConfig(ctx, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	_, err = pool.Exec(flyregion.WithReplica(ctx), "create table reports (id int)")
+	fmt.Println(err)
+	// Output: ERROR: cannot execute CREATE TABLE in a read-only transaction (SQLSTATE 25006)
+}
+
+// With AwaitWrites a write returns when the replica shows it, so that other processes that read there see it as well.
+func ExampleNewPoolWithConfig_awaitWrites() {
+	config, err := flyregion.ParseConfig(os.Getenv("PRIMARY_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	config.Region, config.PrimaryRegion = "ord", "nrt"
+	config.ReplicaConnStrings = map[string]string{"ord": os.Getenv("ORD_URL")}
+	config.AwaitWrites = true // or fly_await_writes=true in the connection string
+
+	ctx := context.Background()
+	pool, err := flyregion.NewPoolWithConfig(ctx, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	if _, err := pool.Exec(ctx, "create table if not exists prices (cents int)"); err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Exec(ctx, "drop table prices")
+	if _, err := pool.Exec(ctx, "insert into prices values (995)"); err != nil {
+		log.Fatal(err)
+	}
+
+	// Replica is a plain pgxpool.Pool, whose statements wait for nothing.
+	var cents int
+	if err := pool.Replica().QueryRow(ctx, "select cents from prices").Scan(&cents); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(cents)
+	// Output: 995
+}
+
+// A function that is not declared STABLE runs on the primary, as it may write. Functions says of one that it only reads.
+// It is better to declare the function STABLE, where one can.
+func ExampleNewPoolWithConfig_functions() {
+	config, err := flyregion.ParseConfig(os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	config.Functions = map[string]flyregion.Access{
+		"vat_of":   flyregion.Read,  // only reads, but is not declared so
+		"audit_of": flyregion.Write, // writes, but is declared STABLE
+	}
+
+	ctx := context.Background()
+	pool, err := flyregion.NewPoolWithConfig(ctx, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	_, err = pool.Exec(ctx, "create or replace function vat_of(net int) returns int language sql as 'select net / 5'")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Exec(ctx, "drop function vat_of")
+
+	var vat int
+	if err := pool.QueryRow(ctx, "select vat_of(1000)").Scan(&vat); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(vat)
+	// Output: 200
+}
+
+// Spans go to OpenTelemetry's global providers, or to those in Telemetry.
+func ExampleNewPoolWithConfig_telemetry() {
+	spans := tracetest.NewInMemoryExporter() // an app has an exporter of OTLP here
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans))
+
+	config, err := flyregion.ParseConfig(os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	config.Telemetry = flyregion.Telemetry{TracerProvider: provider}
+
+	ctx := context.Background()
+	pool, err := flyregion.NewPoolWithConfig(ctx, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	if _, err := pool.Exec(ctx, "create table if not exists events (id int)"); err != nil {
+		log.Fatal(err)
+	}
+	for _, span := range spans.GetSpans() {
+		fmt.Println(span.Name)
+		for _, a := range span.Attributes {
+			if a.Key == "flyregion.reason" {
+				fmt.Println(a.Key, "=", a.Value.AsString())
+			}
+		}
+	}
+	if _, err := pool.Exec(ctx, "drop table events"); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// flyregion.forward
+	// flyregion.reason = write
+}
+
+// A library that needs database/sql gets a sql.DB that routes statements as the pool does.
+func ExampleOpenDB() {
+	ctx := context.Background()
+	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	db := flyregion.OpenDB(pool)
+	defer db.Close()
+
+	if _, err := db.ExecContext(ctx, "create table if not exists stock (item text, left_over int)"); err != nil {
+		log.Fatal(err)
+	}
+	defer db.ExecContext(ctx, "drop table stock")
+	if _, err := db.ExecContext(ctx, "insert into stock values ($1, $2)", "tea", 12); err != nil {
+		log.Fatal(err)
+	}
+	var left int
+	if err := db.QueryRowContext(ctx, "select left_over from stock where item = $1", "tea").Scan(&left); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(left, "left")
+	// Output: 12 left
+}
+
+// Under WithReplica a read never goes to the primary. It fails if the replica is too far behind.
+func ExampleWithReplica() {
+	config, err := flyregion.ParseConfig(os.Getenv("PRIMARY_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	config.Region, config.PrimaryRegion = "ord", "nrt"
+	config.ReplicaConnStrings = map[string]string{"ord": os.Getenv("ORD_URL")}
+
+	ctx := context.Background()
+	pool, err := flyregion.NewPoolWithConfig(ctx, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	if _, err := pool.Exec(ctx, "create table if not exists sales (cents int)"); err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Exec(ctx, "drop table sales")
+
+	var sales int
+	err = pool.QueryRow(flyregion.WithReplica(ctx), "select count(*) from sales").Scan(&sales)
+	if behind, ok := errors.AsType[*flyregion.ReplicaLagError](err); ok {
+		// errors.Is(err, flyregion.ErrReplicaLag) holds too.
+		fmt.Println("the replica in", behind.Region, "is", uint64(behind.Required-behind.Replayed), "bytes behind")
+		return
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(sales, "sales")
+	// Output: 0 sales
+}
+
+// A read-only transaction runs on the replica, and every other one on the primary.
+func ExamplePool_BeginTx() {
+	ctx := context.Background()
+	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	// Both statements see the same state of the database.
+	snapshot := pgx.TxOptions{AccessMode: pgx.ReadOnly, IsoLevel: pgx.RepeatableRead}
+	err = pgx.BeginTxFunc(ctx, pool, snapshot, func(tx pgx.Tx) error {
+		var tables, views int
+		if err := tx.QueryRow(ctx, "select count(*) from pg_tables where schemaname = 'nowhere'").Scan(&tables); err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, "select count(*) from pg_views where schemaname = 'nowhere'").Scan(&views); err != nil {
+			return err
+		}
+		fmt.Println(tables, "tables and", views, "views")
+		return nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output: 0 tables and 0 views
+}
+
 // A read that may be a little behind waits for no write.
 func ExampleWithoutWait() {
 	ctx := context.Background()
-	pool, err := flyregion.NewPool(ctx, databaseURL())
+	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -98,7 +340,7 @@ func ExampleWithoutWait() {
 // seen by the reads that follow.
 func ExamplePool_Primary() {
 	ctx := context.Background()
-	pool, err := flyregion.NewPool(ctx, databaseURL())
+	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -121,7 +363,7 @@ func ExamplePool_Primary() {
 // The reads of a session wait for the session's own writes, and not for those of others.
 func ExampleWithSession() {
 	ctx := context.Background()
-	pool, err := flyregion.NewPool(ctx, databaseURL())
+	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -381,7 +381,7 @@ func TestIdleInTransaction(t *testing.T) {
 }
 
 // TestBeginKeepsItsTime compares what a transaction says of itself with pgxpool's. It began when it was begun, and the
-// guard in front of its first statement leaves nothing behind.
+// barrier in front of its first statement leaves nothing behind.
 func TestBeginKeepsItsTime(t *testing.T) {
 	cluster := sharedCluster(t)
 	ctx := t.Context()
@@ -408,7 +408,7 @@ func TestBeginKeepsItsTime(t *testing.T) {
 		t.Errorf("the transaction began at %v, and its first statement at %v", began, sent)
 	}
 	if err := execs(ctx, tx, "rollback to flyregion"); sqlState(err) != "3B001" {
-		t.Errorf("the guard leaves a savepoint: %v", err)
+		t.Errorf("the barrier leaves a savepoint: %v", err)
 	}
 	if notices > 0 {
 		t.Errorf("%d notices", notices)

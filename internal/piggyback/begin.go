@@ -13,11 +13,11 @@ import (
 // So pgx is given its answer without waiting for the server's, and a transaction of one statement costs two round trips and
 // not three. The BEGIN is sent at once, so that the server's limits on idle transactions apply.
 //
-// The first statement must not run if the BEGIN fails, as it would be committed on its own. A guard in front of it, in the
-// same segment, makes sure of that. The guard fails where no transaction block is open, and after an error in the extended
-// protocol the server skips everything up to the next Sync, simple queries too. The guard takes no snapshot, so that SET
+// The first statement must not run if the BEGIN fails, as it would be committed on its own. A barrier in front of it, in the
+// same segment, makes sure of that. The barrier fails where no transaction block is open, and after an error in the extended
+// protocol the server skips everything up to the next Sync, simple queries too. The barrier takes no snapshot, so that SET
 // TRANSACTION works after it, and does not change when the transaction began. Nothing but the data of a COPY is sent after
-// the first segment before the guard was answered. After a refusal pgx reads the BEGIN's error, and can send nothing but
+// the first segment before the barrier was answered. After a refusal pgx reads the BEGIN's error, and can send nothing but
 // its ROLLBACK.
 // See https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-EXT-QUERY.
 
@@ -25,16 +25,16 @@ import (
 type begun uint8
 
 const (
-	notBegun  begun = iota // there is none, or it was answered
-	unguarded              // it was sent, and nothing after it
-	guarded                // the guard was sent, and not answered yet
-	refused                // it was refused, and pgx has read that
+	notBegun begun = iota // there is none, or it was answered
+	unbarred              // it was sent, and nothing after it
+	barred                // the barrier was sent, and not answered yet
+	refused               // it was refused, and pgx has read that
 )
 
-var guard = append(Unnamed("savepoint flyregion"), Unnamed("release flyregion")...)
+var barrier = append(Unnamed("savepoint flyregion"), Unnamed("release flyregion")...)
 
-// guardCommands is how many commands the guard has.
-const guardCommands = 2
+// barrierCommands is how many commands the barrier has.
+const barrierCommands = 2
 
 // plainBegins are the messages that pgx begins transactions with, and what is sent in their place.
 var plainBegins = func() map[string][]byte {
@@ -72,7 +72,7 @@ func (c *Conn) beginEarly(p []byte) []byte {
 	}
 	begin := plainBegins[string(p)]
 	if begin != nil {
-		c.begun, c.refusal = unguarded, nil
+		c.begun, c.refusal = unbarred, nil
 		c.pending = append(c.pending, segment{kind: ofBegin, ended: true})
 	}
 	return begin
@@ -99,12 +99,12 @@ func (c *Conn) refusalError() error {
 	return fmt.Errorf("flyregion: the transaction was not begun: %w", pgconn.ErrorResponseToPgError(&response))
 }
 
-// mayFollow returns how much of p may be sent now, and whether only after the answer to the guard.
+// mayFollow returns how much of p may be sent now, and whether only after the answer to the barrier.
 func (c *Conn) mayFollow(p []byte) (n int, wait bool) {
 	switch c.begun {
-	case unguarded:
+	case unbarred:
 		return segmentEnd(p), false
-	case guarded:
+	case barred:
 		if n := len(c.pending); n > 0 && c.pending[n-1].ended {
 			return len(p), !isCopyData(p[0])
 		}
@@ -132,15 +132,15 @@ func endsSegment(kind byte) bool { return kind == 'Q' || kind == 'S' || kind == 
 // former if there is no COPY.
 func isCopyData(kind byte) bool { return kind == 'd' || kind == 'c' || kind == 'f' || kind == 'X' }
 
-// guardAnswered handles a message of the answer to the guard.
-func (c *Conn) guardAnswered(s *segment, m []byte) {
+// barrierAnswered handles a message of the answer to the barrier.
+func (c *Conn) barrierAnswered(s *segment, m []byte) {
 	switch m[0] {
 	case 'C':
-		if s.guard--; s.guard == 0 {
+		if s.barrier--; s.barrier == 0 {
 			c.begun = notBegun
 		}
 	case 'E':
-		s.guard, s.guardFailed = 0, true
+		s.barrier, s.barrierFailed = 0, true
 		if c.refusal == nil || isFatal(m[5:]) {
 			c.unread.Write(m)
 		} else {
@@ -153,10 +153,10 @@ func (c *Conn) guardAnswered(s *segment, m []byte) {
 	}
 }
 
-// begunEnded handles the end of a segment that may have been skipped after a failed guard. It returns the transaction status
+// begunEnded handles the end of a segment that may have been skipped after a failed barrier. It returns the transaction status
 // for pgx.
 func (c *Conn) begunEnded(s *segment, status byte) byte {
-	if s.guardFailed {
+	if s.barrierFailed {
 		c.begun = notBegun
 		if status == 'I' {
 			c.begun = refused

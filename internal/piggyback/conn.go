@@ -55,11 +55,11 @@ type segment struct {
 	ended     bool      // its last message was sent
 	simple    bool      // its last message is a simple query or a function call
 
-	executes    int  // commands of the extended protocol that are not completed yet
-	guard       int  // commands of the guard in front of it that are not completed yet
-	guardFailed bool // the guard has failed
-	inside      bool // its question's Inside is in it
-	insideNext  bool // ... and its answer is next
+	executes      int  // commands of the extended protocol that are not completed yet
+	barrier       int  // commands of the barrier in front of it that are not completed yet
+	barrierFailed bool // the barrier has failed
+	inside        bool // its question's Inside is in it
+	insideNext    bool // ... and its answer is next
 
 	late  bool   // of a question: pgx was given the statement's end before the answer
 	fence string // the answer of the fence that it is, or that follows it; "" for none
@@ -72,7 +72,7 @@ type Conn struct {
 	net.Conn
 	on Events
 
-	// mu guards the following fields. It is not held during network I/O, except to send the Sync after a failed guard.
+	// mu guards the following fields. It is not held during network I/O, except to send the Sync after a failed barrier.
 	mu          sync.Mutex
 	current     *Question // announced and not concluded
 	toAsk       bool      // current has not been asked yet

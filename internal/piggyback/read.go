@@ -98,7 +98,7 @@ func (c *Conn) passesThrough(p []byte) bool {
 	if s == nil || c.passThrough {
 		return true
 	}
-	if s.kind != ofApp || s.guard > 0 || s.insideNext {
+	if s.kind != ofApp || s.barrier > 0 || s.insideNext {
 		return false
 	}
 	switch p[0] {
@@ -246,8 +246,8 @@ func (c *Conn) take(m, next []byte) (n int, ok bool) {
 		c.questionAnswered(s, m)
 	case kind == 'Z':
 		c.ended(s, m)
-	case s.guard > 0:
-		c.guardAnswered(s, m)
+	case s.barrier > 0:
+		c.barrierAnswered(s, m)
 	case s.insideNext:
 		c.insideAnswered(s, m)
 	default:
@@ -293,7 +293,7 @@ func (c *Conn) ended(s *segment, m []byte) {
 	if s.runs && s.statement == nil {
 		c.on.Unannounced()
 	}
-	if s.guard > 0 {
+	if s.barrier > 0 {
 		// Somebody else's answer, as from a pooler that has lost count.
 		c.begun, c.err = notBegun, errOutOfStep
 	}
@@ -341,12 +341,12 @@ func (c *Conn) questionAnswered(s *segment, m []byte) {
 	}
 }
 
-// awaitGuard reads from the network until the guard was answered.
-func (c *Conn) awaitGuard() error {
+// awaitBarrier reads from the network until the barrier was answered.
+func (c *Conn) awaitBarrier() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	c.replyToBegin()
-	for c.guardOpen() {
+	for c.barrierOpen() {
 		var buf [512]byte
 		n, err := c.Conn.Read(buf[:])
 		if c.holding {
@@ -365,9 +365,9 @@ func (c *Conn) awaitGuard() error {
 	return nil
 }
 
-// guardOpen reports whether the guard was not answered yet.
-func (c *Conn) guardOpen() bool {
+// barrierOpen reports whether the barrier was not answered yet.
+func (c *Conn) barrierOpen() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.begun == guarded
+	return c.begun == barred
 }

@@ -46,7 +46,7 @@ func (c *Conn) write(p []byte) (int, error) {
 	n, wait := c.mayFollow(p)
 	if wait {
 		c.mu.Unlock()
-		if err := c.awaitGuard(); err != nil {
+		if err := c.awaitBarrier(); err != nil {
 			return 0, err
 		}
 		return c.write(p)
@@ -120,10 +120,10 @@ func (c *Conn) dropRefusedCopy(p []byte) {
 func (c *Conn) frame(p []byte) (keep int) {
 	c.front, c.back = c.front[:0], c.back[:0]
 	c.dropRefusedCopy(p)
-	if c.begun == unguarded && p[0] != 'X' {
-		c.begun = guarded
-		c.front = append(c.front, guard...)
-		c.tail().guard = guardCommands
+	if c.begun == unbarred && p[0] != 'X' {
+		c.begun = barred
+		c.front = append(c.front, barrier...)
+		c.tail().barrier = barrierCommands
 	} else if s := c.head(); s != nil && s.late && s.fence == "" && !isCopyData(p[0]) && c.pending[len(c.pending)-1].ended {
 		c.fence()
 	}

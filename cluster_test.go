@@ -2,13 +2,14 @@ package flyregion
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
 	"net"
 	"os"
 	"regexp"
-	"strings"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -49,14 +50,20 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+//go:embed example_test.go
+var exampleSource string
+
 // runsExamples reports whether examples are among what is run.
 func runsExamples() bool {
 	if flag.Lookup("test.fuzzworker").Value.String() == "true" || flag.Lookup("test.list").Value.String() != "" {
 		return false
 	}
-	pattern := flag.Lookup("test.run").Value.String()
-	all, _ := regexp.MatchString(pattern, "Example")
-	return all || strings.Contains(pattern, "Example")
+	pattern, err := regexp.Compile(flag.Lookup("test.run").Value.String())
+	if err != nil {
+		return false // which the testing package reports
+	}
+	examples := regexp.MustCompile(`(?m)^func (Example\w+)`).FindAllStringSubmatch(exampleSource, -1)
+	return slices.ContainsFunc(examples, func(match []string) bool { return pattern.MatchString(match[1]) })
 }
 
 // setServers tells the examples where servers are, as an app is told: by its environment. The reads of DATABASE_URL go through

@@ -341,26 +341,19 @@ func runInTx[T any](ctx context.Context, tx *sqlTx, query string, args []driver.
 	case !first:
 		return run(ctx, tx.on)
 	}
-	values, router := valuesOf(args), tx.conn.router
-	why := router.leavesReplica(query, values)
-	if why == "" {
-		if result, err = run(ctx, tx.on); err == nil || consumable(values) {
-			return result, err
-		}
-		if why = router.fallbackReason(ctx, &tx.route, tx.on.Conn(), query, err); why == "" {
-			return result, err
-		}
-	}
+	onConn := func() (T, error) { return run(ctx, tx.on) }
+	return runFirst(ctx, tx.conn.router, &tx.route, tx.on.Conn(), query, valuesOf(args), onConn, tx.move)
+}
+
+// move begins the transaction anew on the primary.
+func (tx *sqlTx) move(why reason) error {
 	// What is lost with the transaction on the replica is one in which nothing has happened.
 	_ = tx.Tx.Rollback()
 	tx.release()
 	tx.on = nil
 	rt := tx.route
 	rt.toPrimary(why)
-	if err := tx.begin(&rt); err != nil {
-		return result, err
-	}
-	return run(ctx, tx.on)
+	return tx.begin(&rt)
 }
 
 // Commit commits the transaction and releases its connection.

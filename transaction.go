@@ -30,22 +30,27 @@ type replicaTx struct {
 }
 
 // inTx runs a statement of a transaction.
-func inTx[T any](ctx context.Context, tx *replicaTx, sql string, args []any, run func() (T, error)) (result T, err error) {
+func inTx[T any](ctx context.Context, tx *replicaTx, sql string, args []any, run func() (T, error)) (T, error) {
 	// pgx sends nothing under a context that has ended, and says so in its own words.
 	if ctx.Err() != nil || !tx.takeFirst() {
 		return run()
 	}
-	router := tx.reads.router
-	why := router.leavesReplica(sql, args)
+	return runFirst(ctx, tx.reads.router, &tx.route, tx.Tx.Conn(), sql, args, run, func(why reason) error { return tx.move(ctx, why) })
+}
+
+// runFirst runs the first statement of a transaction that was begun on a replica. If the statement belongs to the primary, or
+// the replica cannot run it, move begins the transaction anew there, and run runs the statement in that one.
+func runFirst[T any](ctx context.Context, r *router, rt *route, replica *pgx.Conn, sql string, args []any, run func() (T, error), move func(reason) error) (result T, err error) {
+	why := r.leavesReplica(sql, args)
 	if why == "" {
 		if result, err = run(); err == nil || consumable(args) {
 			return result, err
 		}
-		if why = router.fallbackReason(ctx, &tx.route, tx.Tx.Conn(), sql, err); why == "" {
+		if why = r.fallbackReason(ctx, rt, replica, sql, err); why == "" {
 			return result, err
 		}
 	}
-	if err := tx.move(ctx, why); err != nil {
+	if err := move(why); err != nil {
 		return result, err
 	}
 	return run()

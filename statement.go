@@ -17,7 +17,7 @@ const (
 	// Write is SQL that has to run on the primary: it changes something, it asks for something that only the primary can
 	// answer, or it is not understood. It is the zero value, because it is always safe.
 	Write Access = Access(sqltext.Write)
-	// Read is SQL that a hot standby runs with the same meaning as the primary.
+	// Read is SQL that a hot standby runs with the same meaning as the primary, or that asks which server answers.
 	Read Access = Access(sqltext.Read)
 )
 
@@ -31,6 +31,11 @@ func (a Access) String() string { return sqltext.Access(a).String() }
 // statements, cursors, temporary tables), calls whose effect or answer belongs to the primary (sequences, advisory
 // locks, notifications, large objects, transaction ids, positions in the WAL, the state of the server itself), no
 // statement at all, and everything that is unknown or malformed. SQL of several statements is Read if each of them is.
+//
+// SQL that asks which server answers is Read: pg_is_in_recovery, inet_server_addr, inet_server_port,
+// pg_postmaster_start_time, version, and SHOW or current_setting of port, server_version and cluster_name. SQL that asks
+// whether one may write is Write: SHOW or current_setting of transaction_read_only, default_transaction_read_only and
+// in_hot_standby.
 //
 // Functions are recognised by name where they are called. What an application's own functions, operators and views do
 // cannot be seen in the SQL, so they count as reads here. A [Pool] also asks the database's catalog about them: a call of

@@ -284,8 +284,9 @@ var grammar = parseGrammar(map[string]string{
 		! pg_notify
 		! lo_creat
 		! txid_current
-		! pg_is_in_recovery
-		! inet_server_port
+		! pg_backend_pid
+		pg_is_in_recovery
+		inet_server_port
 		pg_typeof
 		lower
 		<name>`,

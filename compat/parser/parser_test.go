@@ -241,7 +241,7 @@ func (l *looker) rangeFunction(r *pg.RangeFunction) {
 }
 
 // belongsToPrimary has the functions of PostgreSQL's documentation that write, that take a lock, that change the session,
-// or whose answer is about a server. It is a list of its own: whether the one in flyregion is complete is not asked here.
+// or whose answer is about a server, unless they ask which server answers. It is a list of its own: whether the one in flyregion is complete is not asked here.
 var belongsToPrimary = set(`
 	currval lastval nextval setval
 	set_config setseed
@@ -251,7 +251,7 @@ var belongsToPrimary = set(`
 	pg_cancel_backend pg_log_backend_memory_contexts pg_reload_conf pg_rotate_logfile pg_terminate_backend
 	pg_backup_start pg_backup_stop pg_create_restore_point pg_current_wal_flush_lsn pg_current_wal_insert_lsn
 	pg_current_wal_lsn pg_switch_wal pg_walfile_name pg_walfile_name_offset
-	pg_get_wal_replay_pause_state pg_is_in_recovery pg_is_wal_replay_paused pg_last_wal_receive_lsn
+	pg_get_wal_replay_pause_state pg_is_wal_replay_paused pg_last_wal_receive_lsn
 	pg_last_wal_replay_lsn pg_last_xact_replay_timestamp pg_promote pg_wal_replay_pause pg_wal_replay_resume
 	pg_export_snapshot pg_log_standby_snapshot
 	pg_copy_logical_replication_slot pg_copy_physical_replication_slot pg_create_logical_replication_slot
@@ -265,7 +265,7 @@ var belongsToPrimary = set(`
 	brin_desummarize_range brin_summarize_new_values brin_summarize_range gin_clean_pending_list
 	pg_import_system_collations pg_notify pg_listening_channels pg_notification_queue_usage
 	pg_stat_clear_snapshot pg_stat_force_next_flush pg_stat_get_activity pg_stat_reset pg_stat_reset_shared
-	pg_backend_pid pg_blocking_pids pg_conf_load_time pg_postmaster_start_time inet_server_addr inet_server_port
+	pg_backend_pid pg_blocking_pids pg_conf_load_time
 	pg_file_write pg_ls_dir pg_ls_waldir pg_read_binary_file pg_read_file pg_stat_file
 	query_to_xml query_to_xml_and_xmlschema cursor_to_xml ts_rewrite ts_stat
 	dblink dblink_exec pg_prewarm pg_stat_statements_reset`)

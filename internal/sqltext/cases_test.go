@@ -8,6 +8,7 @@ type standing uint8
 
 const (
 	same      standing = iota // the standby runs it, and it means the same there: Read
+	telling                   // the standby runs it, and it tells which server answers: Read
 	refused                   // the standby refuses it
 	differs                   // the standby runs it, but it means something else there, or is lost there
 	cautious                  // the standby runs it and it means the same; the reason to call it Write is given
@@ -16,7 +17,7 @@ const (
 )
 
 func (s standing) access() Access {
-	if s == same || s == opaque {
+	if s == same || s == telling || s == opaque {
 		return Read
 	}
 	return Write
@@ -265,6 +266,9 @@ INSERT INTO t VALUES (7)`, ``},
 	{same, `SHOW SESSION AUTHORIZATION`, ``},
 	{same, `SHOW "work_mem"`, ``},
 	{same, `SHOW server_version; SHOW search_path`, ``},
+	{telling, `SHOW port`, ``},
+	{telling, `SHOW "port"; SELECT 1`, ``},
+	{same, `SHOW server_version_num; SHOW cluster_name; SHOW hot_standby`, `who answers, where the servers are not named alike`},
 	{differs, `SHOW transaction_read_only`, `tells the servers apart`},
 	{differs, `SHOW "transaction_read_only"`, ``},
 	{differs, `SHOW in_hot_standby`, ``},

@@ -36,8 +36,8 @@ var primaryCalls = [][]string{
 		"brin_summarize_range", "bt_index_check", "bt_index_parent_check", "gin_clean_pending_list", "gin_index_check",
 		"heap_force_freeze", "heap_force_kill", "verify_heapam"},
 
-	// The server that answers, not the data.
-	{"inet_server_addr", "inet_server_port", "pgrowlocks"},
+	// The locks of one server.
+	{"pgrowlocks"},
 }
 
 // sessionCalls change settings of the session or transaction, and the session's seed for random().
@@ -74,6 +74,11 @@ var systemReads = [][]string{
 
 	// Only time passes.
 	{"pg_sleep", "pg_sleep_for", "pg_sleep_until"},
+
+	// Who answers, which people ask to see where their reads run. It is each server's own answer, and no reason to ask another.
+	// serverSettings tell whether one may write, and belong to the primary. So does pg_backend_pid, whose number is for
+	// another statement on the same server.
+	{"inet_server_addr", "inet_server_port", "pg_is_in_recovery", "pg_postmaster_start_time"},
 }
 
 // primaryPrefixes are prefixes of the names of other functions that belong on the primary.

@@ -183,8 +183,8 @@ func TestAgainstServers(t *testing.T) {
 			t.Errorf("PostgreSQL %d: %s: %s", d.major, problem, c.sql)
 		}
 	}
-	t.Logf("PostgreSQL %d: %d the same, %d refused, %d different, %d the same but called writes, %d malformed, %d opaque", d.major,
-		counts[same], counts[refused], counts[differs], counts[cautious], counts[malformed], counts[opaque])
+	t.Logf("PostgreSQL %d: %d the same, %d telling, %d refused, %d different, %d the same but called writes, %d malformed, %d opaque", d.major,
+		counts[same], counts[telling], counts[refused], counts[differs], counts[cautious], counts[malformed], counts[opaque])
 }
 
 // check says what is wrong with a case, "" if nothing.
@@ -196,6 +196,17 @@ func (d *classified) check(t *testing.T, c classifyCase) string {
 	primary, wrote := d.onPrimary(t, c.sql, block)
 
 	switch c.standing {
+	case telling:
+		switch {
+		case standby.err != nil || primary.err != nil:
+			return fmt.Sprintf("a server refuses it (%v, %v)", standby.err, primary.err)
+		case wrote:
+			return "it writes on the primary"
+		case left:
+			return "it leaves something in the session"
+		case standby.answer == primary.answer:
+			return "both servers answer the same"
+		}
 	case same, cautious:
 		switch {
 		case standby.err != nil:

@@ -9,7 +9,7 @@ const (
 	// Write is a text that has to run on the primary: it changes something, it asks for something that only the
 	// primary can answer, or it is not understood. It is the zero value, because it is always a safe answer.
 	Write Access = iota
-	// Read is a text that a hot standby runs, and that means there what it means on the primary.
+	// Read is a text that a hot standby runs, and that means there what it means on the primary, or that asks who answers.
 	Read
 )
 
@@ -99,7 +99,8 @@ type Facts struct {
 // Write: changes of data and schema, row locks, transaction control, settings and other objects of the session (prepared
 // statements, cursors, temporary tables), calls whose effect or answer belongs to the primary (sequences, advisory
 // locks, notifications, large objects, transaction ids, positions in the WAL, the state of the server itself), an empty
-// text, and everything that is unknown or malformed. A text of several statements is Read if every one of them is.
+// text, and everything that is unknown or malformed. A text of several statements is Read if every one of them is. What asks
+// which server answers, such as pg_is_in_recovery, is Read too, although each server has its own answer.
 //
 // Functions are recognised by name where they are called. What an application's own functions, operators and views do
 // cannot be seen in the text, so they count as reads unless facts says otherwise.

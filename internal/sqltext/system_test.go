@@ -14,7 +14,7 @@ var readViews = []string{"pg_group", "pg_indexes", "pg_matviews", "pg_policies",
 	"pg_wait_events"}
 
 // volatileReads are functions that PostgreSQL calls VOLATILE although they read what every server has.
-var volatileReads = []string{"pg_partition_ancestors", "pg_partition_tree", "pg_xact_commit_timestamp",
+var volatileReads = []string{"pg_is_in_recovery", "pg_partition_ancestors", "pg_partition_tree", "pg_xact_commit_timestamp",
 	"pg_xact_commit_timestamp_origin"}
 
 // TestSystemFunctions holds what is said of the functions and views of PostgreSQL, and of the extensions that come with

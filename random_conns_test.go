@@ -51,10 +51,11 @@ func (g *randomGenerator) begin() *randomOp {
 		}
 		ctx, done := m.context(under)
 		defer done()
+		since := m.lab.written()
 		tx, err := q.BeginTx(ctx, options)
 		m.note("begin", err)
 		if err == nil {
-			m.txs[slot] = &randomTx{nested: []pgx.Tx{tx}, holds: p.pools(), reads: options.AccessMode == pgx.ReadOnly}
+			m.txs[slot] = &randomTx{nested: []pgx.Tx{tx}, holds: p.pools(), reads: options.AccessMode == pgx.ReadOnly, since: since}
 			if !p.pools() {
 				m.owners(p, func(o *randomOwned) { o.txs[slot] = true })
 			}

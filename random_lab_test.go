@@ -98,7 +98,11 @@ func (l *randomLab) caughtUp() {
 	l.t.Helper()
 	ctx := context.Background()
 	var position string
-	// Not the insert position: at the end of a page it lies behind a header that nobody has written yet.
+	// The commit flushes what others have left in memory, such as an asynchronous commit. Not the insert position: at the end
+	// of a page it lies behind a header that nobody has written yet.
+	if _, err := l.leader.Exec(ctx, "select pg_logical_emit_message(true, 'random', '')"); err != nil {
+		l.t.Fatal(err)
+	}
 	if err := l.leader.QueryRow(ctx, "select pg_current_wal_flush_lsn()::text").Scan(&position); err != nil {
 		l.t.Fatal(err)
 	}
@@ -115,6 +119,14 @@ func (l *randomLab) caughtUp() {
 			l.t.Fatal("the replica does not replay")
 		}
 	}
+}
+
+// written returns a text that changes whenever something is written.
+func (l *randomLab) written() (position string) {
+	if err := l.leader.QueryRow(context.Background(), "select pg_current_wal_insert_lsn()::text").Scan(&position); err != nil {
+		l.t.Error(err)
+	}
+	return position
 }
 
 // pause halts the replica's replay.

@@ -53,7 +53,8 @@ type randomTx struct {
 	nested []pgx.Tx // the outermost first; never empty
 	holds  bool     // it has a connection of the pool to itself
 	over   bool
-	reads  bool // it is read-only
+	reads  bool   // it is read-only
+	since  string // what the lab had written when it began
 }
 
 // randomOwned are the slots whose contents use the connection of something else, and end with it.
@@ -77,6 +78,7 @@ type randomSQLTx struct {
 	holds bool
 	over  bool
 	reads bool
+	since string
 }
 
 type randomSQLRows struct {
@@ -217,6 +219,7 @@ func (m *randomMachine) at(p randomPlace) randomQuerier {
 		}
 	case onTx:
 		if tx := m.txs[p.slot]; tx != nil {
+			m.refresh(tx.reads && tx.holds && !tx.over, &tx.since)
 			return tx.inner()
 		}
 	case onHijacked:
@@ -225,6 +228,18 @@ func (m *randomMachine) at(p randomPlace) randomQuerier {
 		}
 	}
 	return nil
+}
+
+// refresh has the replica show what was written since a read-only transaction began there, which may see it or not.
+func (m *randomMachine) refresh(onReplica bool, since *string) {
+	if m.ours == nil || !onReplica {
+		return
+	}
+	if now := m.lab.written(); now != *since {
+		m.lab.resume()
+		m.lab.caughtUp()
+		*since = m.lab.written()
+	}
 }
 
 // connAt returns the connection at a place that has one of its own, nil if there is none.

@@ -243,7 +243,7 @@ func (g *randomGenerator) under(p randomPlace, reads bool) string {
 		return ""
 	}
 	names := []string{"canceled", "primary", "canceled after"}
-	if p.kind == onPool && reads {
+	if p.kind == onPool && reads && !g.program.awaitWrites { // whose patience with a replica is too short
 		names = append(names, "replica", "replica")
 	}
 	if p.kind == onPool && !reads {

@@ -39,6 +39,7 @@ func (m *randomMachine) connAt(p randomPlace) *pgx.Conn {
 		return m.raws[p.slot]
 	case onTx:
 		if tx := m.txs[p.slot]; tx != nil && !tx.over {
+			m.refresh(tx.reads && tx.holds, &tx.since)
 			return tx.inner().Conn()
 		}
 	}

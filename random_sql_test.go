@@ -34,6 +34,7 @@ func (m *randomMachine) sqlAt(p randomPlace) randomSQLQuerier {
 		}
 	case onSQLTx:
 		if tx := m.sqlTxs[p.slot]; tx != nil {
+			m.refresh(tx.reads && !tx.over, &tx.since)
 			return tx
 		}
 	}
@@ -213,10 +214,11 @@ func (g *randomGenerator) sqlOpen() *randomOp {
 		if on.kind == onSQLConn && m.sqlTxOn(on.slot) {
 			return // it would wait for the one before
 		}
+		since := m.lab.written()
 		tx, err := q.BeginTx(m.ctx, options)
 		m.note("begin", err)
 		if err == nil {
-			m.sqlTxs[slot] = &randomSQLTx{Tx: tx, holds: on.kind == onDB, reads: options != nil && options.ReadOnly}
+			m.sqlTxs[slot] = &randomSQLTx{Tx: tx, holds: on.kind == onDB, reads: options != nil && options.ReadOnly, since: since}
 			if on.kind == onSQLConn {
 				m.sqlTxs[slot].conn = on.slot + 1
 			}

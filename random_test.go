@@ -204,9 +204,9 @@ var randomLicenses = []randomLicense{
 	},
 }
 
-var preparing = strings.NewReplacer("*pgconn.PrepareError > ", "", "pgx.ErrPreprocessingBatch > ", "",
+var preparing = strings.NewReplacer("*fmt.wrapError > *pgconn.PrepareError > ", "", "*pgconn.PrepareError > ", "", "pgx.ErrPreprocessingBatch > ", "",
 	"error preprocessing batch (prepare): ", "", "error preprocessing batch (describe): ", "",
-	"*fmt.wrapError > *pgconn.", "*pgconn.", "failed to deallocate cached statement(s): ", "")
+	"*fmt.wrapError > *pgconn.", "*pgconn.", "failed to deallocate cached statement(s): ", "", "statement description failed: ", "")
 
 var pgErrorDetails = regexp.MustCompile(`\{Severity:.*Code:(.....) .*Routine:\w*\}`)
 

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
+// begin begins a transaction, or one in another.
 func (g *randomGenerator) begin() *randomOp {
 	slot := g.IntN(randomSlots)
 	if g.opened[randomPlace{onTx, slot}] && g.one(2) {
@@ -56,13 +57,12 @@ func (g *randomGenerator) begin() *randomOp {
 		m.note("begin", err)
 		if err == nil {
 			m.txs[slot] = &randomTx{nested: []pgx.Tx{tx}, holds: p.pools(), reads: options.AccessMode == pgx.ReadOnly, since: since}
-			if !p.pools() {
-				m.owners(p, func(o *randomOwned) { o.txs[slot] = true })
-			}
+			m.own(p, func(o *randomOwned) *bool { return &o.txs[slot] })
 		}
 	}}
 }
 
+// endTx commits a transaction or rolls it back.
 func (g *randomGenerator) endTx() *randomOp {
 	p, ok := g.slotOf(true, onTx)
 	if !ok {
@@ -113,6 +113,7 @@ func (g *randomGenerator) endTx() *randomOp {
 	}}
 }
 
+// acquire acquires a connection.
 func (g *randomGenerator) acquire() *randomOp {
 	p, ok := g.slotOf(false, onAcquired)
 	if !ok {
@@ -138,6 +139,7 @@ func (g *randomGenerator) acquire() *randomOp {
 	}}
 }
 
+// giveBack releases a connection, takes it over, or closes it.
 func (g *randomGenerator) giveBack() *randomOp {
 	p, ok := g.slotOf(true, onHijacked)
 	if ok && g.one(3) {
@@ -185,6 +187,7 @@ func (g *randomGenerator) giveBack() *randomOp {
 	}}
 }
 
+// acquireFunc runs a few statements in an AcquireFunc, which may fail or panic.
 func (g *randomGenerator) acquireFunc() *randomOp {
 	script := g.script(randomPlace{onAcquired, 0}, false)
 	ending := pick(g, "", "", "", "fails", "panics", "begins")
@@ -210,6 +213,7 @@ func (g *randomGenerator) acquireFunc() *randomOp {
 	}}
 }
 
+// beginFunc runs a few statements in a pgx.BeginFunc, which may fail or panic.
 func (g *randomGenerator) beginFunc() *randomOp {
 	options := pick(g, randomTxOptions...)
 	script := g.script(randomPlace{kind: onTx}, options.AccessMode == pgx.ReadOnly)
@@ -271,6 +275,7 @@ func (g *randomGenerator) script(p randomPlace, readOnly bool) randomScript {
 	return s
 }
 
+// prepare prepares a statement on a connection and uses it by its name.
 func (g *randomGenerator) prepare() *randomOp {
 	p, ok := g.slotOf(true, onAcquired, onTx, onHijacked)
 	if !ok {
@@ -297,6 +302,7 @@ func (g *randomGenerator) prepare() *randomOp {
 	}}
 }
 
+// busy leaves rows of a transaction open and does what a busy connection refuses.
 func (g *randomGenerator) busy() *randomOp {
 	p, ok := g.slotOf(true, onTx, onAcquired)
 	if !ok {
@@ -335,6 +341,7 @@ func (g *randomGenerator) busy() *randomOp {
 	}}
 }
 
+// abandon leaves the results of a statement unread when its connection is given back.
 func (g *randomGenerator) abandon() *randomOp {
 	how := pick(g, "query", "query row", "batch", "batch half", "simple", "raw")
 	n := g.IntN(100)

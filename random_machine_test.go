@@ -147,7 +147,6 @@ func (m *randomMachine) do(op *randomOp, skipped *bool, skip bool) []string {
 	return m.saw
 }
 
-// held counts the connections that the program keeps from the pool.
 // look reads all that there is through the pool. That misses no write that has returned.
 func (m *randomMachine) look(what string) {
 	if m.held() >= int(m.program.maxConns) {
@@ -242,9 +241,6 @@ func (m *randomMachine) refresh(onReplica bool, since *string) {
 	}
 }
 
-// connAt returns the connection at a place that has one of its own, nil if there is none.
-// inBlock says whether nothing at a place commits by itself.
-// alone says whether nobody but p holds locks, or could be waited for.
 // readRow notes one row.
 func (m *randomMachine) readRow(rows pgx.Rows) {
 	values, err := rows.Values()
@@ -366,15 +362,3 @@ func (m *randomMachine) scanRow(row pgx.Row, columns int, how string) {
 		m.note("scan again", row.Scan(dests...))
 	}
 }
-
-// openDB returns a sql.DB on the pool.
-// closeAll ends all that is open.
-// release gives an acquired connection back. One with settings of its own is closed before, as the sessions that
-// statements of the pool run in differ.
-// owners changes what a place owns.
-// forget empties the slots that a place owns, without touching what is in them: its connection is about to go.
-// settle waits until a session that was given back has nothing open any more.
-// canceledAt waits until the servers have noticed that a statement was canceled at a place.
-// landed waits until the server has done what was sent to it.
-// await waits until a question to the primary is answered with true.
-// gone waits until the primary has ended a session.

@@ -122,9 +122,7 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 				return
 			}
 			m.rows[slot] = &randomRows{rows, p.pools()}
-			if !p.pools() {
-				m.owners(p, func(o *randomOwned) { o.rows[slot] = true })
-			}
+			m.own(p, func(o *randomOwned) *bool { return &o.rows[slot] })
 		}}
 	}
 }
@@ -169,12 +167,6 @@ var randomTxOptions = []pgx.TxOptions{
 	{CommitQuery: "commit and chain"},
 }
 
-// begin begins a transaction, or one in another.
-// endTx commits a transaction or rolls it back.
-// acquire acquires a connection.
-// giveBack releases a connection, takes it over, or closes it.
-// acquireFunc runs a few statements in an AcquireFunc, which may fail or panic.
-// beginFunc runs a few statements in a pgx.BeginFunc, which may fail or panic.
 // randomScript is a few statements on one connection.
 type randomScript struct {
 	text string
@@ -279,10 +271,6 @@ func (g *randomGenerator) copyFrom() *randomOp {
 		m.note("copied", n, err)
 	}}
 }
-
-// prepare prepares a statement on a connection and uses it by its name.
-// busy leaves rows of a transaction open and does what a busy connection refuses.
-// abandon leaves the results of a statement unread when its connection is given back.
 
 // lateWrite calls a function that writes behind its first row although it is declared STABLE. The first call may be refused
 // on the replica, once its rows have begun; the second is not.

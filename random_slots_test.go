@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
+// held counts the connections that the program keeps from the pool.
 func (m *randomMachine) held() int {
 	n := m.using
 	for i := range randomSlots {
@@ -29,6 +30,7 @@ func (m *randomMachine) held() int {
 	return n
 }
 
+// connAt returns the connection at a place that has one of its own, nil if there is none.
 func (m *randomMachine) connAt(p randomPlace) *pgx.Conn {
 	switch p.kind {
 	case onAcquired:
@@ -46,11 +48,13 @@ func (m *randomMachine) connAt(p randomPlace) *pgx.Conn {
 	return nil
 }
 
+// inBlock says whether nothing at a place commits by itself.
 func (m *randomMachine) inBlock(p randomPlace) bool {
 	conn := m.connAt(p)
 	return conn != nil && !conn.IsClosed() && conn.PgConn().TxStatus() != 'I'
 }
 
+// alone says whether nobody but p holds locks, or could be waited for.
 func (m *randomMachine) alone(p randomPlace) bool {
 	for i := range randomSlots {
 		at := func(kind randomKind) bool { return p == randomPlace{kind, i} }
@@ -64,6 +68,7 @@ func (m *randomMachine) alone(p randomPlace) bool {
 	return true
 }
 
+// openDB returns a sql.DB on the pool.
 func (m *randomMachine) openDB() *sql.DB {
 	if m.db == nil {
 		if m.ours != nil {
@@ -75,6 +80,7 @@ func (m *randomMachine) openDB() *sql.DB {
 	return m.db
 }
 
+// closeAll ends all that is open.
 func (m *randomMachine) closeAll() {
 	for i := range randomSlots {
 		m.closeRows(i)
@@ -135,6 +141,9 @@ func (m *randomMachine) closeSQL(i int) {
 	}
 }
 
+// release gives an acquired connection back. One with settings of its own is closed before, as the sessions that
+// statements of the pool run in differ.
+// own makes a slot that was just filled belong to a place, and to none that it belonged to before. A pool owns nothing.
 func (m *randomMachine) release(i int) {
 	c := m.conns[i]
 	if c == nil {
@@ -154,16 +163,23 @@ func (m *randomMachine) release(i int) {
 	}
 }
 
-func (m *randomMachine) owners(p randomPlace, change func(*randomOwned)) {
+func (m *randomMachine) own(p randomPlace, slot func(*randomOwned) *bool) {
+	for _, owned := range m.owned {
+		*slot(owned) = false
+	}
+	if p.pools() {
+		return
+	}
 	if m.owned == nil {
 		m.owned = map[randomPlace]*randomOwned{}
 	}
 	if m.owned[p] == nil {
 		m.owned[p] = &randomOwned{}
 	}
-	change(m.owned[p])
+	*slot(m.owned[p]) = true
 }
 
+// forget empties the slots that a place owns, without touching what is in them: its connection is about to go.
 func (m *randomMachine) forget(p randomPlace) {
 	owned := m.owned[p]
 	if owned == nil {
@@ -184,10 +200,12 @@ func (m *randomMachine) forget(p randomPlace) {
 	}
 }
 
+// settle waits until a session that was given back has nothing open any more.
 func (m *randomMachine) settle(pid uint32) {
 	m.await("a session keeps its transaction", "select not exists (select from pg_stat_activity where pid = $1 and state <> 'idle')", pid)
 }
 
+// canceledAt waits until the servers have noticed that a statement was canceled at a place.
 func (m *randomMachine) canceledAt(p randomPlace) {
 	m.await("a canceled statement runs on", "select not exists (select from pg_stat_activity where state = 'active' and query like '%pg_sleep(60)%' and pid <> pg_backend_pid())")
 	if conn := m.connAt(p); conn != nil && conn.IsClosed() {
@@ -195,10 +213,12 @@ func (m *randomMachine) canceledAt(p randomPlace) {
 	}
 }
 
+// landed waits until the server has done what was sent to it.
 func (m *randomMachine) landed() {
 	m.await("a statement never ends", "select not exists (select from pg_stat_activity where state = 'active' and backend_type = 'client backend' and pid <> pg_backend_pid())")
 }
 
+// await waits until a question to the primary is answered with true.
 func (m *randomMachine) await(what, sql string, args ...any) {
 	for start := time.Now(); time.Since(start) < randomPatience; time.Sleep(time.Millisecond) {
 		var holds bool
@@ -209,6 +229,7 @@ func (m *randomMachine) await(what, sql string, args ...any) {
 	m.note(what)
 }
 
+// gone waits until the primary has ended a session.
 func (m *randomMachine) gone(pid uint32) {
 	m.await("a session does not end", "select not exists (select from pg_stat_activity where pid = $1)", pid)
 }

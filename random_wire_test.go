@@ -114,9 +114,7 @@ func (g *randomGenerator) batch() *randomOp {
 		}
 		if how == "keep" && (reads && p.kind == onPool || m.inBlock(p)) {
 			m.batches[slot] = &randomBatch{results, p.pools()}
-			if !p.pools() {
-				m.owners(p, func(o *randomOwned) { o.batches[slot] = true })
-			}
+			m.own(p, func(o *randomOwned) *bool { return &o.batches[slot] })
 			// With the first result the server is through with all of them.
 			m.readBatch(results, "exec", 0, 0)
 			return

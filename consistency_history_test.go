@@ -84,6 +84,34 @@ type process struct {
 	bouncer *pgcluster.Bouncer // in front of its primary, or nil
 	shared  bool               // the bouncer gives each transaction another session
 	async   bool               // its sessions commit asynchronously
+
+	failures atomic.Int64 // of the bouncer, when the process was last seen to be well
+}
+
+// poolerFailed reports whether the bouncer has ended since the process was last seen to be well. Its clients may notice it
+// before its supervisor does.
+func (p *process) poolerFailed() bool {
+	for range 200 {
+		switch {
+		case p.bouncer == nil:
+			return false
+		case p.bouncer.Failures() > p.failures.Load():
+			return true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false
+}
+
+func (p *process) String() string {
+	switch {
+	case p.bouncer == nil:
+		return p.region + ", direct"
+	case p.shared:
+		return p.region + ", behind a pooler of each transaction"
+	default:
+		return p.region + ", behind a pooler of each session"
+	}
 }
 
 // user is a session that reads and writes in both processes.
@@ -161,13 +189,13 @@ func (h *history) step(p *process, r *rand.Rand) {
 
 // underWay is a statement that is under way.
 type underWay struct {
-	what   string
-	who    string
-	pinned bool // to the replica
-	pooled bool // by a bouncer
-	hasty  bool
-	limit  context.Context
-	done   context.CancelFunc
+	what    string
+	process *process
+	who     string
+	pinned  bool // to the replica
+	hasty   bool
+	limit   context.Context
+	done    context.CancelFunc
 }
 
 func (h *history) begin(what string, p *process, u *user, pinned bool, r *rand.Rand) (context.Context, *underWay) {
@@ -176,7 +204,7 @@ func (h *history) begin(what string, p *process, u *user, pinned bool, r *rand.R
 		ctx = WithSession(ctx, &u.session)
 	}
 	_, who := seenBy(p, u)
-	s := &underWay{what: what, who: who, pinned: pinned, pooled: p.bouncer != nil}
+	s := &underWay{what: what, process: p, who: who, pinned: pinned}
 	limit := patience
 	switch {
 	case h.hasty.Load() && r.IntN(2) == 0:
@@ -206,9 +234,10 @@ func (h *history) end(s *underWay, err error) flaws {
 	case s.pinned && (kind == "replica lag" || kind == "deadline"): // what Config.MaxReplicaWait promises
 	case s.pinned && flaws&(replicaBreaks|primaryBreaks) != 0 && (endedByFault(kind) || kind == "SQLSTATE 40001" || kind == "SQLSTATE 40P01"):
 	case flaws&primaryBreaks != 0 && endedByFault(kind):
-	case flaws&primaryBreaks != 0 && s.pooled && (kind == "SQLSTATE 08P01" || garbled(err)): // which is all that PgBouncer ever says
+	case flaws&primaryBreaks != 0 && s.process.bouncer != nil && (kind == "SQLSTATE 08P01" || garbled(err)): // which is all that PgBouncer ever says
 	case flaws&primaryRefuses != 0 && (kind == "SQLSTATE 25006" || errors.Is(err, errSwallowed)):
 	case flaws&primaryRefuses != 0 && s.pinned && errors.Is(err, pgconn.ErrReadOnlyConnection):
+	case endedByFault(kind) && s.process.poolerFailed():
 	default:
 		h.violation("%s by %s: %v (%T)", s.what, s.who, err, err)
 	}

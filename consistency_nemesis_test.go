@@ -143,6 +143,14 @@ var faults = []fault{
 		n.must(n.cluster.Leader().Exec(n.ctx, endConnections))
 		return nothing
 	}},
+	{"pooler killed", 0, false, func(n *nemesis, _ string) func() {
+		for _, p := range n.processes {
+			if p.bouncer != nil {
+				p.bouncer.Kill()
+			}
+		}
+		return nothing
+	}},
 	{"contexts canceled", 0, false, func(n *nemesis, _ string) func() {
 		n.hasty.Store(true)
 		return func() { n.hasty.Store(false) }
@@ -288,6 +296,9 @@ func (n *nemesis) settle(f func()) {
 // serves waits until a process is well again: until it has found out, as any pool does by using them, which of its
 // connections are dead.
 func (n *nemesis) serves(p *process) {
+	if p.bouncer != nil {
+		p.failures.Store(p.bouncer.Failures())
+	}
 	eventually(n.t, "all connections are given back", func() bool {
 		s := p.pool.Stat()
 		return s.AcquiredConns() == 0 && s.ConstructingConns() == 0
@@ -297,9 +308,9 @@ func (n *nemesis) serves(p *process) {
 	}{p.pool.Primary()}
 	for _, r := range p.pool.replicas.list {
 		pools = append(pools, r.pool)
-		eventually(n.t, "the watcher reaches the replica", func() bool {
-			_, err := r.tracker.observe(n.ctx, 0)
-			return err == nil
+		n.await(p, "the watcher reaches the replica in "+r.region, func(ctx context.Context) error {
+			_, err := r.tracker.observe(ctx, 0)
+			return err
 		})
 	}
 	for _, pool := range pools {
@@ -310,12 +321,63 @@ func (n *nemesis) serves(p *process) {
 		}
 	}
 	n.writes(p)
-	eventually(n.t, "a read succeeds", func() bool { return p.pool.QueryRow(n.ctx, readSQL, 0).Scan(new(int)) == nil })
+	n.await(p, "a read succeeds", func(ctx context.Context) error { return p.pool.QueryRow(ctx, readSQL, 0).Scan(new(int)) })
 }
 
 // writes waits until a process can write.
 func (n *nemesis) writes(p *process) {
-	eventually(n.t, "a write succeeds", func() bool { return execs(n.ctx, p.pool, "insert into entries values (-20)") == nil })
+	n.await(p, "a write succeeds", func(ctx context.Context) error { return execs(ctx, p.pool, "insert into entries values (-20)") })
+}
+
+// await tries something for a process until it succeeds.
+func (n *nemesis) await(p *process, what string, try func(context.Context) error) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.ctx, patience)
+	defer cancel()
+	var last error
+	for {
+		err := try(ctx)
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			n.t.Fatalf("during %s: it never happened for %s that %s: %v (%T), then %v\n%s", n.now.Load(), p, what, last, last, err, n.state())
+		}
+		last = err
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// state tells what the servers and the bouncers say of themselves.
+func (n *nemesis) state() string {
+	var b strings.Builder
+	tail := func(log string, err error) {
+		lines := strings.Split(strings.TrimSpace(log), "\n")
+		for _, line := range lines[max(0, len(lines)-20):] {
+			b.WriteString("    " + line + "\n")
+		}
+		if err != nil {
+			fmt.Fprintf(&b, "    %v\n", err)
+		}
+	}
+	for _, s := range n.cluster.Servers() {
+		ctx, cancel := context.WithTimeout(n.ctx, 5*time.Second)
+		var says string
+		err := queryOne(ctx, s, "select concat_ws(', ', case when pg_is_in_recovery() then 'a standby that has received ' || "+
+			"coalesce(pg_last_wal_receive_lsn()::text, 'nothing') || ' and replayed ' || coalesce(pg_last_wal_replay_lsn()::text, 'nothing') "+
+			"else 'a primary in ' || pg_walfile_name(pg_current_wal_lsn()) end, "+
+			"'read only: ' || current_setting('default_transaction_read_only'), 'sessions: ' || (select count(*) from pg_stat_activity))", &says)
+		cancel()
+		fmt.Fprintf(&b, "  %s: leader: %v, running: %v, %s, %v\n", s.Region(), s == n.cluster.Leader(), s.Running(), says, err)
+		tail(s.Log())
+	}
+	for _, p := range n.processes {
+		fmt.Fprintf(&b, "  %s: %+v\n", p, p.pool.Stat())
+		if p.bouncer != nil {
+			tail(p.bouncer.Log())
+		}
+	}
+	return b.String()
 }
 
 // flushed calls f, which ends the primary, when all that has committed asynchronously is flushed.

@@ -127,7 +127,7 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 			tally.add(t, r)
 		}
 	}()
-	add := func(p *process, what string, change func(*Config)) {
+	add := func(p *process, change func(*Config)) {
 		recording := record(t)
 		p.pool = poolIn(t, cluster, p.region, func(c *Config) {
 			c.MaxConns = 40
@@ -135,14 +135,14 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 			c.Telemetry = Telemetry{MeterProvider: recording.meters}
 			change(c)
 		})
-		t.Logf("%s, %s: %s, reads from %v, awaits writes: %v, commits asynchronously: %v", p.region, what, p.pool.config.ConnConfig.DefaultQueryExecMode,
+		t.Logf("%s: %s, reads from %v, awaits writes: %v, commits asynchronously: %v", p, p.pool.config.ConnConfig.DefaultQueryExecMode,
 			p.pool.config.ReplicaRegions, p.pool.config.AwaitWrites, p.async)
 		history.processes = append(history.processes, p)
 		recordings = append(recordings, recording)
 	}
-	add(&process{region: "ord"}, "direct", func(*Config) {})
+	add(&process{region: "ord"}, func(*Config) {})
 	syd := &process{region: "syd", async: r.IntN(4) == 0}
-	add(syd, "direct", func(c *Config) {
+	add(syd, func(c *Config) {
 		c.MaxReplicaWait = 500 * time.Millisecond
 		c.AwaitWrites = r.IntN(4) == 0
 		c.ConnConfig.DefaultQueryExecMode = modes[r.IntN(len(modes))]
@@ -165,7 +165,7 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 	case err != nil:
 		t.Fatal(err)
 	default:
-		add(pooled, "behind a pooler of each "+mode, func(c *Config) {
+		add(pooled, func(c *Config) {
 			c.MaxReplicaWait = time.Second
 			primaryBehind(pooled.bouncer)(c)
 			c.ConnConfig.DefaultQueryExecMode = execMode

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,7 +22,9 @@ import (
 // ErrNoBouncer is what StartBouncer's error is if PgBouncer is not installed.
 var ErrNoBouncer = errors.New("PgBouncer is not installed (for example: apt-get install pgbouncer)")
 
-// Bouncer is a PgBouncer in front of one of a cluster's servers: a real one, in a process of its own.
+// Bouncer is a PgBouncer in front of one of a cluster's servers: a real one, in a process of its own. When the process ends
+// by itself it is started again, as a service manager does. PgBouncer before 1.21 ends itself when it loses a server while
+// it cancels a statement there (https://github.com/pgbouncer/pgbouncer/issues/822).
 type Bouncer struct {
 	cluster  *Cluster
 	folder   string
@@ -29,11 +32,16 @@ type Bouncer struct {
 	release  func() // of the port
 	link     *Link
 	upstream *net.TCPListener // where it finds its server
-	cmd      *exec.Cmd
-	ended    chan struct{}
+	failures atomic.Int64
 
-	stopOnce sync.Once
-	stopErr  error
+	mu      sync.Mutex
+	cmd     *exec.Cmd     // nil before the first start
+	ended   chan struct{} // closed when the process of cmd has ended
+	stopped bool          // no further process is to be started
+
+	supervisor sync.WaitGroup
+	stopOnce   sync.Once
+	stopErr    error
 }
 
 // StartBouncer starts a PgBouncer and returns when it answers. It leads to the server in a region or, if the region is
@@ -95,8 +103,7 @@ func (b *Bouncer) start(ctx context.Context, program, region string, to func() *
 	if err != nil {
 		return err
 	}
-	script := filepath.Join(b.folder, "pgbouncer")
-	if err := writeScript(script, prefix, program); err != nil {
+	if err := writeScript(b.script(), prefix, program); err != nil {
 		return err
 	}
 	all := map[string]string{
@@ -106,7 +113,7 @@ func (b *Bouncer) start(ctx context.Context, program, region string, to func() *
 		"auth_type":          "trust",
 		"auth_file":          filepath.Join(b.folder, "users"),
 		"pidfile":            b.pidFile(),
-		"logfile":            filepath.Join(b.folder, "log"),
+		"logfile":            b.logFile(),
 		"max_client_conn":    "500",
 		"server_tls_sslmode": "disable",
 		// It is told of no failure for longer than a test waits.
@@ -118,8 +125,7 @@ func (b *Bouncer) start(ctx context.Context, program, region string, to func() *
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		fmt.Fprintf(&text, "%s = %s\n", name, all[name])
 	}
-	ini := filepath.Join(b.folder, "ini")
-	for path, content := range map[string]string{ini: text.String(), all["auth_file"]: fmt.Sprintf("%q %q\n", superuser, password)} {
+	for path, content := range map[string]string{b.ini(): text.String(), all["auth_file"]: fmt.Sprintf("%q %q\n", superuser, password)} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			return err
 		}
@@ -131,17 +137,9 @@ func (b *Bouncer) start(ctx context.Context, program, region string, to func() *
 		return err
 	}
 
-	b.cmd = exec.Command(script, "-q", ini)
-	detach(b.cmd)
-	if err := b.cmd.Start(); err != nil {
-		b.cmd = nil
+	if err := b.launch(); err != nil {
 		return err
 	}
-	b.ended = make(chan struct{})
-	go func() {
-		defer close(b.ended)
-		_ = b.cmd.Wait()
-	}()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	var last error
@@ -159,13 +157,56 @@ func (b *Bouncer) start(ctx context.Context, program, region string, to func() *
 		return true
 	})
 	if err != nil || last != nil {
-		log, _ := os.ReadFile(all["logfile"])
+		log, _ := b.Log()
 		return fmt.Errorf("%w\nit logged:\n%s", errors.Join(err, last), log)
 	}
+	b.supervisor.Go(b.supervise)
 	return nil
 }
 
+// launch starts the process, unless the bouncer was stopped.
+func (b *Bouncer) launch() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stopped {
+		return errStopped
+	}
+	cmd := exec.Command(b.script(), "-q", b.ini())
+	detach(cmd)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	b.cmd, b.ended = cmd, ended
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
+	return nil
+}
+
+// supervise starts the process again when it has ended, until the bouncer is stopped.
+func (b *Bouncer) supervise() {
+	for {
+		<-b.ended // which only launch changes
+		b.mu.Lock()
+		stopped := b.stopped
+		if !stopped {
+			b.failures.Add(1)
+			// Its number may soon be that of another process, and a zombie's would keep the next one from starting.
+			_ = os.Remove(b.pidFile())
+		}
+		b.mu.Unlock()
+		if stopped || sleep(b.cluster.live, 100*time.Millisecond) != nil || b.launch() != nil {
+			return
+		}
+	}
+}
+
 func (b *Bouncer) pidFile() string { return filepath.Join(b.folder, "bouncer.pid") }
+func (b *Bouncer) logFile() string { return filepath.Join(b.folder, "log") }
+func (b *Bouncer) script() string  { return filepath.Join(b.folder, "pgbouncer") }
+func (b *Bouncer) ini() string     { return filepath.Join(b.folder, "ini") }
 
 // Addr returns the address that it listens on, 127.0.0.1 and a port.
 func (b *Bouncer) Addr() string {
@@ -175,6 +216,12 @@ func (b *Bouncer) Addr() string {
 // ConnString returns a URL for a connection through it as superuser.
 func (b *Bouncer) ConnString() string {
 	return fmt.Sprintf("postgres://%s:%s@%s/%s?sslmode=disable", superuser, password, b.Addr(), database)
+}
+
+// Log returns all that it has logged so far.
+func (b *Bouncer) Log() (string, error) {
+	text, err := os.ReadFile(b.logFile())
+	return string(text), err
 }
 
 // Link returns the path from it to its server.
@@ -188,12 +235,42 @@ func (b *Bouncer) Reconnect() {
 	b.link.reset()
 }
 
+// Failures returns how often its process has ended without Stop, by itself or by Kill. The process is soon started again.
+func (b *Bouncer) Failures() int64 {
+	return b.failures.Load()
+}
+
+// Kill ends its process at once (SIGKILL). It does not wait for the next one.
+func (b *Bouncer) Kill() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kill()
+}
+
+// kill ends the process and returns its numbers: what runs it as another user may be its parent, so it names itself in a
+// file. b.mu is held.
+func (b *Bouncer) kill() (pids []int) {
+	select {
+	case <-b.ended:
+		return nil
+	default:
+	}
+	pids = []int{b.cmd.Process.Pid}
+	if text, err := os.ReadFile(b.pidFile()); err == nil {
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 && pid != pids[0] {
+			pids = append(pids, pid)
+		}
+	}
+	for _, pid := range pids {
+		kill(pid, signalKill)
+	}
+	return pids
+}
+
 // Stop ends it and returns when it has gone. Further calls do nothing and return what the first one did.
 func (b *Bouncer) Stop() error {
 	b.stopOnce.Do(func() {
-		if b.cmd != nil {
-			b.stopErr = b.end()
-		}
+		b.stopErr = b.stop()
 		if b.upstream != nil {
 			b.upstream.Close()
 		}
@@ -205,16 +282,17 @@ func (b *Bouncer) Stop() error {
 	return b.stopErr
 }
 
-// end ends the process. What runs it as another user may be its parent: the process names itself in a file.
-func (b *Bouncer) end() error {
-	pids := []int{b.cmd.Process.Pid}
-	if text, err := os.ReadFile(b.pidFile()); err == nil {
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
-			pids = append(pids, pid)
-		}
+func (b *Bouncer) stop() error {
+	b.mu.Lock()
+	b.stopped = true
+	var pids []int
+	if b.cmd != nil {
+		pids = b.kill()
 	}
-	for _, pid := range pids {
-		kill(pid, signalKill)
+	b.mu.Unlock()
+	b.supervisor.Wait()
+	if b.cmd == nil {
+		return os.RemoveAll(b.folder)
 	}
 	<-b.ended
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

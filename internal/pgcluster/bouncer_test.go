@@ -78,11 +78,38 @@ func TestBouncerModes(t *testing.T) {
 	}
 }
 
+// A bouncer whose process has ended is there again, on the same port.
+func TestBouncerIsStartedAgain(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{})
+	b := startBouncer(t, c, "", map[string]string{"pool_mode": "transaction"})
+	conn := connectTo(t, b.ConnString())
+	b.Kill()
+	eventually(t, "the client has lost its connection", func() bool {
+		_, err := conn.Exec(ctx, "select")
+		return err != nil
+	})
+	eventually(t, "it accepts connections again", func() bool {
+		again, err := pgx.Connect(ctx, b.ConnString())
+		if err != nil {
+			return false
+		}
+		defer again.Close(ctx)
+		return again.Ping(ctx) == nil
+	})
+	if n := b.Failures(); n != 1 {
+		t.Errorf("%d failures, want 1", n)
+	}
+}
+
 func TestBouncerStops(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, Config{})
 	b := startBouncer(t, c, "", nil)
+	b.mu.Lock()
 	pid := b.cmd.Process.Pid
+	b.mu.Unlock()
 	must(t, c.Stop())
 	if alive(pid) {
 		t.Error("it runs after the cluster's end")

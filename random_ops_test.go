@@ -71,7 +71,8 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 		if reads && g.one(4) {
 			way = "looks"
 		}
-		keep, slot := g.one(5), g.IntN(randomSlots)
+		// Rows are not kept if preparing them fails where it is not their first use.
+		keep, slot := g.one(5) && !text.comesAndGoes(), g.IntN(randomSlots)
 		if keep {
 			way = "keep"
 			g.opened[randomPlace{onRows, slot}] = true
@@ -87,6 +88,7 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 				return
 			}
 			ctx, done := m.context(under)
+			aborted := m.aborted(p)
 			own := slices.Clone(sent)
 			if len(own) > 0 && change {
 				// What a pointer leads to belongs to the caller as well.
@@ -117,7 +119,7 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 			}
 			// What was written counts when the rows are closed: not before, unless nothing was committed.
 			// A read-only transaction may have been on the replica, and has its first row before Query returns.
-			if err != nil || !reads && !m.inBlock(p) || p.kind == onTx && m.txs[p.slot].reads {
+			if err != nil || aborted || !reads && !m.inBlock(p) || p.kind == onTx && m.txs[p.slot].reads {
 				m.consume(rows, "values")
 				return
 			}

@@ -54,6 +54,15 @@ func (m *randomMachine) inBlock(p randomPlace) bool {
 	return conn != nil && !conn.IsClosed() && conn.PgConn().TxStatus() != 'I'
 }
 
+// aborted says whether the open transaction at a place has failed.
+func (m *randomMachine) aborted(p randomPlace) bool {
+	if p.kind == onTx && m.txs[p.slot].reads {
+		return false // its connection must not be looked at before its first statement
+	}
+	conn := m.connAt(p)
+	return conn != nil && !conn.IsClosed() && conn.PgConn().TxStatus() == 'E'
+}
+
 // alone says whether nobody but p holds locks, or could be waited for.
 func (m *randomMachine) alone(p randomPlace) bool {
 	for i := range randomSlots {

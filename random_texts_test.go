@@ -36,6 +36,11 @@ func (k randomTextKind) writes() bool {
 	return k != textReads && k != textReadsPrimary && k != textFails
 }
 
+// comesAndGoes reports whether a text needs what programs make and drop.
+func (t randomText) comesAndGoes() bool {
+	return strings.Contains(t.sql, "extra_") || strings.Contains(t.sql, "'m3'")
+}
+
 // randomTexts are all statements.
 var randomTexts = []randomText{
 	{sql: "select n from items where id = $1", args: "i", columns: 1},

@@ -39,7 +39,10 @@ const (
 )
 
 func newRandomLab(t *testing.T) *randomLab {
-	cluster := ownCluster(t, nil)
+	cluster := ownCluster(t, map[string]string{
+		// A request to cancel may come before the statement that it is meant for. Then the server runs that for nobody.
+		"client_connection_check_interval": "100ms",
+	})
 	l := &randomLab{t: t, cluster: cluster, licensed: map[string]int{}, sent: map[string]int64{}}
 	connect := func(s *pgcluster.Server) *pgx.Conn {
 		conn, err := pgx.Connect(t.Context(), s.ConnString())

@@ -39,6 +39,7 @@ type randomMachine struct {
 
 	db       *sql.DB
 	sqlConns [randomSlots]*sql.Conn
+	sqlDirty [randomSlots]bool // like dirty
 	sqlTxs   [randomSlots]*randomSQLTx
 	sqlRows  [randomSlots]*randomSQLRows
 	sqlStmts [randomSlots]*sql.Stmt

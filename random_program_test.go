@@ -230,8 +230,11 @@ func (m *randomMachine) fitting(text randomText, p randomPlace) bool {
 		tx, sqlTx := m.txs[p.slot], m.sqlTxs[p.slot]
 		return !(p.kind == onTx && tx.reads || p.kind == onSQLTx && sqlTx.reads)
 	case textSession, textBlock, textSeveralSession:
-		if p.kind == onAcquired {
+		switch p.kind {
+		case onAcquired:
 			m.dirty[p.slot] = true
+		case onSQLConn:
+			m.sqlDirty[p.slot] = true
 		}
 	}
 	return true

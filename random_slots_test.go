@@ -144,10 +144,28 @@ func (m *randomMachine) closeSQL(i int) {
 		m.sqlTxs[i] = nil
 		m.note("rollback", tx.Rollback())
 	}
-	if conn := m.sqlConns[i]; conn != nil {
-		m.sqlConns[i] = nil
-		m.note("close", conn.Close())
+	m.closeSQLConn(i)
+}
+
+// closeSQLConn gives a sql.Conn back, as release does.
+func (m *randomMachine) closeSQLConn(i int) {
+	conn := m.sqlConns[i]
+	if conn == nil {
+		return
 	}
+	m.sqlConns[i] = nil
+	if m.sqlDirty[i] {
+		m.sqlDirty[i] = false
+		_ = conn.Raw(func(driverConn any) error {
+			if c := driverConn.(interface{ Conn() *pgx.Conn }).Conn(); c != nil {
+				pid := c.PgConn().PID()
+				_ = c.Close(m.ctx)
+				m.gone(pid)
+			}
+			return nil
+		})
+	}
+	m.note("close", conn.Close())
 }
 
 // release gives an acquired connection back. One with settings of its own is closed before, as the sessions that

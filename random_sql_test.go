@@ -250,9 +250,8 @@ func (g *randomGenerator) sqlClose() *randomOp {
 			tx.over = true
 			m.look("after it")
 		case "conn":
-			if conn := m.sqlConns[slot]; conn != nil && !m.sqlTxOn(slot) {
-				m.sqlConns[slot] = nil
-				m.note("close", conn.Close())
+			if m.sqlConns[slot] != nil && !m.sqlTxOn(slot) {
+				m.closeSQLConn(slot)
 				m.landed()
 			}
 		case "rows":

@@ -535,3 +535,34 @@ func TestParts(t *testing.T) {
 		t.Errorf("%+v", tell)
 	}
 }
+
+// cut is a network connection that breaks when so many bytes were sent.
+type cut struct {
+	script
+	after int
+}
+
+func (c *cut) Write(p []byte) (int, error) {
+	n, _ := c.sent.Write(p[:min(len(p), c.after-c.sent.Len())])
+	if n < len(p) {
+		return n, io.ErrClosedPipe
+	}
+	return n, nil
+}
+
+// TestWriteFails has the connection break at each place of a statement and what is sent with it. pgx tells its caller to
+// retry a statement of which nothing was sent, so it must not hear that of one that the server may run.
+func TestWriteFails(t *testing.T) {
+	for _, size := range []int{10, 20_000} {
+		statement := Query(strings.Repeat("x", size))
+		for _, after := range []int{0, 1, size / 2, len(statement) - 1, len(statement), len(statement) + 1, len(statement) + len(behind) - 1} {
+			network := &cut{after: after}
+			c := New(network, Events{Asked: func(*Question) {}})
+			c.Announce(&Question{Behind: behind}, false)
+			n, err := c.Write(statement)
+			if want := min(after, len(statement)); n != want || !errors.Is(err, io.ErrClosedPipe) {
+				t.Errorf("of %d bytes %d were sent, and Write returns %d, %v", len(statement), want, n, err)
+			}
+		}
+	}
+}

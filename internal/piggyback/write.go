@@ -60,16 +60,21 @@ func (c *Conn) write(p []byte) (int, error) {
 	// A small statement is sent in one packet with what is added. Copying a large one would cost more than another write to
 	// the network.
 	const small = 8 << 10
+	sent := -len(c.front) // of p
+	parts := [...][]byte{c.front, p[:keep], c.back}
 	if keep <= small {
 		c.front = append(append(c.front, p[:keep]...), c.back...)
-		keep, c.back = 0, c.back[:0]
+		parts = [...][]byte{c.front, nil, nil}
 	}
-	for _, part := range [...][]byte{c.front, p[:keep], c.back} {
+	for _, part := range parts {
 		if len(part) == 0 {
 			continue
 		}
-		if _, err := c.Conn.Write(part); err != nil {
-			return 0, err
+		m, err := c.Conn.Write(part)
+		sent += m
+		if err != nil {
+			// pgx takes what was not sent at all for safe to retry, and database/sql then retries it.
+			return min(max(0, sent), keep), err
 		}
 	}
 	return n, nil

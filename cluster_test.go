@@ -33,6 +33,11 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(name)
 	}
 	flag.Parse()
+	// Where there is no PostgreSQL this says so once.
+	if err := pgcluster.Prepare(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	if runsExamples() {
 		setServers(sharedCluster(noTest{}))
 	}

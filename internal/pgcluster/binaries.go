@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const (
@@ -27,46 +28,53 @@ type binaries struct {
 	version string // for example "15.18"
 }
 
+// Prepare finds the PostgreSQL that Start runs, and downloads it if there is none. Start does that too. Prepare is for tests,
+// which start many clusters and should fail once where there is no PostgreSQL.
+func Prepare(ctx context.Context) error {
+	a, err := serverAccount()
+	if err != nil {
+		return err
+	}
+	_, err = findBinaries(ctx, a, Config{}.progress())
+	return err
+}
+
 // findBinaries finds the PostgreSQL to run: the one that FLYREGION_POSTGRES names, else the newest that is installed, else
 // one that is downloaded once and kept in the user's cache folder.
-func findBinaries(ctx context.Context, progress func(string)) (binaries, error) {
-	switch value := os.Getenv(envPostgres); value {
-	case "":
-	case "embedded":
-		b, err := downloadedBinaries(ctx, progress)
-		if err != nil {
-			return binaries{}, fmt.Errorf("pgcluster: %s=embedded, but PostgreSQL cannot be downloaded: %w; "+
-				"set %s to a mirror, or %s to the folder of an installed PostgreSQL's postgres, initdb and pg_ctl",
-				envPostgres, err, envRepository, envPostgres)
-		}
-		return b, nil
-	default:
-		b, err := inspectBinaries(ctx, value)
+func findBinaries(ctx context.Context, a account, p progress) (binaries, error) {
+	value := os.Getenv(envPostgres)
+	if value != "" && value != "embedded" {
+		b, err := inspectBinaries(ctx, a, value)
 		if err != nil {
 			return binaries{}, fmt.Errorf("pgcluster: %s=%q is not the bin folder of a PostgreSQL server: %w", envPostgres, value, err)
 		}
 		return b, nil
 	}
 
+	why := fmt.Sprintf("%s=embedded, but PostgreSQL cannot be downloaded", envPostgres)
 	var unfit []error
-	for _, dir := range installedFolders(ctx) {
-		b, err := inspectBinaries(ctx, dir)
-		if err == nil {
-			return b, nil
-		}
-		if !errors.Is(err, os.ErrNotExist) {
-			unfit = append(unfit, err)
+	if value == "" {
+		why = "no PostgreSQL server is installed and none can be downloaded"
+		for _, dir := range installedFolders(ctx) {
+			b, err := inspectBinaries(ctx, a, dir)
+			if err == nil {
+				return b, nil
+			}
+			if !errors.Is(err, os.ErrNotExist) {
+				unfit = append(unfit, err)
+			}
 		}
 	}
-	b, err := downloadedBinaries(ctx, progress)
+	b, err := downloadedBinaries(ctx, a, p)
+	if ctx.Err() != nil {
+		return binaries{}, ctx.Err()
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return binaries{}, ctx.Err()
-		}
-		err = errors.Join(append(unfit, err)...)
-		return binaries{}, fmt.Errorf("pgcluster: no PostgreSQL server is installed and none can be downloaded: "+
-			"install PostgreSQL %d or newer (for example: apt-get install postgresql, brew install postgresql), or set %s to "+
-			"the folder that holds its postgres, initdb and pg_ctl: %w", oldestMajor, envPostgres, err)
+		return binaries{}, fmt.Errorf("pgcluster: %s: %w\n"+
+			"install PostgreSQL %d or newer (for example: apt-get install postgresql, brew install postgresql), "+
+			"or set %s to the folder that holds its postgres, initdb and pg_ctl, "+
+			"or set %s to the URL of a Maven repository that can be reached",
+			why, errors.Join(append(unfit, err)...), oldestMajor, envPostgres, envRepository)
 	}
 	return b, nil
 }
@@ -92,8 +100,9 @@ func installedFolders(ctx context.Context) []string {
 
 var versionPattern = regexp.MustCompile(`\(PostgreSQL\) (([0-9]+)[0-9a-z.]*)`)
 
-// inspectBinaries returns what is installed in dir. The error is an os.ErrNotExist if there is no server.
-func inspectBinaries(ctx context.Context, dir string) (binaries, error) {
+// inspectBinaries returns what is installed in dir and the account can run. The error is an os.ErrNotExist if there is no
+// server.
+func inspectBinaries(ctx context.Context, a account, dir string) (binaries, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return binaries{}, err
@@ -103,10 +112,20 @@ func inspectBinaries(ctx context.Context, dir string) (binaries, error) {
 			return binaries{}, err
 		}
 	}
-	path := filepath.Join(dir, "postgres")
-	out, err := exec.CommandContext(ctx, path, "--version").CombinedOutput()
+	prefix, err := a.prefix()
 	if err != nil {
-		return binaries{}, fmt.Errorf("%s --version: %w: %s", path, err, strings.TrimSpace(string(out)))
+		return binaries{}, err
+	}
+	path := filepath.Join(dir, "postgres")
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "cd / && exec "+prefix+quote(path)+" --version")
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		by := ""
+		if a.name != "" {
+			by = " as user " + a.name
+		}
+		return binaries{}, fmt.Errorf("%s --version%s: %w: %s", path, by, err, strings.TrimSpace(string(out)))
 	}
 	match := versionPattern.FindStringSubmatch(string(out))
 	if match == nil {

@@ -49,6 +49,27 @@ type Config struct {
 
 	// Progress, if not nil, is called with one short line for each step of Start, from one goroutine at a time.
 	Progress func(string)
+
+	// Received, if not nil, is called while PostgreSQL is downloaded, after the Progress of that step: with the number of
+	// bytes that have come, and of all there are, which is -1 if it is not known.
+	Received func(received, total int64)
+}
+
+// progress is who is told what Start does.
+type progress struct {
+	step     func(string)
+	received func(received, total int64)
+}
+
+func (c Config) progress() progress {
+	p := progress{step: c.Progress, received: c.Received}
+	if p.step == nil {
+		p.step = func(string) {}
+	}
+	if p.received == nil {
+		p.received = func(int64, int64) {}
+	}
+	return p
 }
 
 // Cluster is a primary and its streaming replicas. All its methods may be called by several goroutines at a time.
@@ -97,11 +118,7 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 			return nil, fmt.Errorf("pgcluster: region %q is named twice", name)
 		}
 	}
-	progress := config.Progress
-	if progress == nil {
-		progress = func(string) {}
-	}
-	c, err := start(ctx, config, regions, progress)
+	c, err := start(ctx, config, regions, config.progress())
 	if err != nil {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("pgcluster: start: %w", context.Cause(ctx))
@@ -111,12 +128,12 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 	return c, nil
 }
 
-func start(ctx context.Context, config Config, regions []string, progress func(string)) (_ *Cluster, err error) {
+func start(ctx context.Context, config Config, regions []string, p progress) (_ *Cluster, err error) {
 	c := &Cluster{app: config.App}
 	if c.account, err = serverAccount(); err != nil {
 		return nil, err
 	}
-	if c.binaries, err = findBinaries(ctx, progress); err != nil {
+	if c.binaries, err = findBinaries(ctx, c.account, p); err != nil {
 		return nil, err
 	}
 	if c.folder, err = makeFolder(c.account); err != nil {
@@ -161,13 +178,13 @@ func start(ctx context.Context, config Config, regions []string, progress func(s
 		}
 	}
 
-	progress(fmt.Sprintf("making a database with PostgreSQL %s", c.binaries.version))
+	p.step(fmt.Sprintf("making a database with PostgreSQL %s", c.binaries.version))
 	if err = c.initialise(ctx); err != nil {
 		return nil, err
 	}
 	// A database that initdb has just made was shut down cleanly, so that a copy of it is a backup of the primary, from
 	// which a replica can start to stream: neither pg_basebackup nor a stop of the primary is needed.
-	progress(fmt.Sprintf("starting %s and %d replicas", config.Primary, len(config.Replicas)))
+	p.step(fmt.Sprintf("starting %s and %d replicas", config.Primary, len(config.Replicas)))
 	common := settings(config)
 	primary := c.servers[0]
 	err = c.each(c.servers[1:], func(s *Server) error { return c.copyData(ctx, primary, s) })
@@ -185,12 +202,12 @@ func start(ctx context.Context, config Config, regions []string, progress func(s
 		return nil, err
 	}
 	if len(config.Replicas) > 0 {
-		progress("waiting until the replicas stream")
+		p.step("waiting until the replicas stream")
 		if err = c.waitStreaming(ctx, config.Replicas...); err != nil {
 			return nil, err
 		}
 	}
-	progress("ready")
+	p.step("ready")
 	return c, nil
 }
 

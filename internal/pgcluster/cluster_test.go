@@ -26,6 +26,10 @@ func TestMain(m *testing.M) {
 		child()
 		return
 	}
+	if err := Prepare(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m)
 }
 

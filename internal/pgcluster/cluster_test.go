@@ -167,9 +167,6 @@ func TestClusterReplicates(t *testing.T) {
 			t.Errorf("%s has %d WAL streams", region, c.Replication(region).Conns())
 		}
 	}
-	if health := queryOne[int](t, primary, "select count(*) from pg_stat_activity where application_name = $1", healthName); health != 0 {
-		t.Errorf("%d sessions of the health check are open", health)
-	}
 	eventually(t, "the statement is in the log", func() bool {
 		log, err := c.Leader().Log()
 		must(t, err)

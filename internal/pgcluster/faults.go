@@ -25,7 +25,6 @@ func (s *Server) Kill() error {
 			return err
 		}
 	}
-	s.forget()
 	return nil
 }
 

@@ -60,8 +60,8 @@ func (a account) prefix() (string, error) {
 	return "", fmt.Errorf("pgcluster: PostgreSQL does not run as root, and none of setpriv, runuser and su is there to run it as %s", a.name)
 }
 
-// writeScripts makes folder/bin with a script for each program that is run. They let embedded-postgres run any
-// installed PostgreSQL, as any user, in a clean environment.
+// writeScripts makes folder/bin with a script for each program that is run. They run it as the account, in a clean
+// environment.
 func writeScripts(folder string, b binaries, a account) error {
 	prefix, err := a.prefix()
 	if err != nil {

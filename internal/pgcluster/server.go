@@ -7,12 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -30,7 +30,6 @@ type Server struct {
 	follows     *Server          // that it streams from, nil for the leader; guarded by the cluster's mu
 
 	mu      sync.Mutex // held while the server is started, stopped or killed
-	engine  *engine    // nil when it is not running
 	release func()     // of the port
 	closed  bool
 
@@ -142,7 +141,6 @@ func (s *Server) start(ctx context.Context, first bool) error {
 	if s.Running() {
 		return nil
 	}
-	s.forget()
 	for attempt := 1; ; attempt++ {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -171,52 +169,64 @@ func (s *Server) start(ctx context.Context, first bool) error {
 // startOnce starts the server. lost says whether it failed because its port is taken.
 func (s *Server) startOnce(ctx context.Context) (lost bool, err error) {
 	before, _ := s.Log()
-	e := newEngine(embeddedpostgres.DefaultConfig().
-		Version(embeddedpostgres.PostgresVersion(s.cluster.binaries.version)).
-		Port(uint32(s.port)).
-		BinariesPath(s.cluster.folder).
-		RuntimePath(filepath.Join(s.folder, "run")).
-		DataPath(s.data()).
-		StartTimeout(30 * time.Second).
-		Logger(nil))
-	// embedded-postgres knows no context: what it waits for is taken away instead.
-	unwatch := context.AfterFunc(ctx, func() {
-		if p, ok := readPostmaster(s.data()); ok {
-			kill(p.pid, signalImmediate)
-		}
-	})
-	err = e.start()
-	unwatch()
-	if err == nil {
-		s.engine = e
-		err = s.endHealthCheck(ctx)
-	}
+	err = s.control(ctx)
 	if err == nil {
 		return false, nil
 	}
-	s.engine = nil
-	e.release()
 	s.destroy()
 	after, _ := s.Log()
 	logged := strings.TrimSpace(strings.TrimPrefix(after, before))
-	lost = strings.Contains(err.Error(), "already listening on port") ||
-		strings.Contains(logged, "could not create any TCP/IP sockets")
+	lost = strings.Contains(logged, "could not create any TCP/IP sockets")
 	if logged != "" {
 		err = fmt.Errorf("%w\nthe server logged:\n%s", err, logged)
 	}
 	return lost, err
 }
 
-// endHealthCheck closes the session that embedded-postgres's health check has left open. See engine.
-func (s *Server) endHealthCheck(ctx context.Context) error {
-	return s.connected(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1", healthName)
-		if err != nil {
-			return err
+// control runs pg_ctl, which starts the server and returns when that accepts connections.
+func (s *Server) control(ctx context.Context) error {
+	// What is printed goes to a file: the server inherits it and would keep a pipe open.
+	output, err := os.CreateTemp(s.folder, "start-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(output.Name())
+	defer output.Close()
+	cmd := exec.Command(filepath.Join(s.cluster.folder, "bin", "pg_ctl"),
+		"start", "-w", "-D", s.data(), "-o", fmt.Sprintf("-p %d", s.port))
+	cmd.Stdout, cmd.Stderr = output, output
+	detach(cmd)
+
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		err = s.abort(ended)
+	}
+	if err == nil {
+		return ctx.Err()
+	}
+	text, _ := os.ReadFile(output.Name())
+	return fmt.Errorf("pg_ctl: %w\n%s", err, strings.TrimSpace(string(text)))
+}
+
+// abort stops the server that pg_ctl is starting, and returns how pg_ctl ended. It does not kill pg_ctl, which may be
+// about to make a server that nobody would know of then. pg_ctl ends by itself when the server has.
+func (s *Server) abort(ended <-chan error) error {
+	for {
+		if p, ok := readPostmaster(s.data()); ok {
+			kill(p.pid, signalImmediate)
 		}
-		rows.Close()
-		return rows.Err()
-	})
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 func (s *Server) stop(ctx context.Context) error {
@@ -224,32 +234,18 @@ func (s *Server) stop(ctx context.Context) error {
 		return errStopped
 	}
 	p, ok := readPostmaster(s.data())
-	if !ok || s.engine == nil {
-		s.forget()
+	if !ok {
 		return nil
 	}
 	hurry := context.AfterFunc(ctx, func() { kill(p.pid, signalImmediate) })
-	err := s.engine.stop()
-	hurry()
-	if err != nil && !alive(p.pid) {
-		err = nil
-	}
-	if err == nil {
-		err = waitGone(context.WithoutCancel(ctx), p.pid)
-	}
-	if err != nil {
+	defer hurry()
+	kill(p.pid, signalFast)
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	if err := waitGone(patience, p.pid); err != nil {
 		return fmt.Errorf("pgcluster: stopping the server in %s: %w", s.region, err)
 	}
-	s.forget()
 	return ctx.Err()
-}
-
-// forget drops what belongs to a run that has ended.
-func (s *Server) forget() {
-	if s.engine != nil {
-		s.engine.release()
-		s.engine = nil
-	}
 }
 
 // close stops the server for good, at once.
@@ -261,7 +257,6 @@ func (s *Server) close() error {
 	}
 	s.closed = true
 	err := s.destroy()
-	s.forget()
 	if s.release != nil {
 		s.release()
 	}

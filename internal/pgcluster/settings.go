@@ -9,6 +9,13 @@ import (
 	"strings"
 )
 
+// The superuser that initdb makes, and the database that is there then.
+const (
+	superuser = "postgres"
+	password  = "postgres"
+	database  = "postgres"
+)
+
 // logFile is the name of a server's log in its log folder.
 const logFile = "server.log"
 

@@ -2,11 +2,13 @@ package flyregion
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,7 +17,6 @@ import (
 	"time"
 
 	"github.com/flyregion/flyregion/internal/pgcluster"
-	"golang.org/x/net/dns/dnsmessage"
 )
 
 // machine is what a Fly Machine of a Postgres app is to its network: an address of its own with PostgreSQL on port 5433
@@ -115,37 +116,63 @@ func (s *nameServer) times(name string) int {
 	return s.asked[name]
 }
 
-// answer returns the answer to a query.
+// answer returns the answer to a query, in the format of RFC 1035, section 4. A query has one question. The answer repeats
+// it and adds an A record if that is what it asks for.
 func (s *nameServer) answer(query []byte) ([]byte, error) {
-	var parser dnsmessage.Parser
-	header, err := parser.Start(query)
-	if err != nil {
-		return nil, err
+	const (
+		header             = 12     // ID, flags, and the numbers of questions, answers, authorities and additional records: 2 bytes each
+		response           = 0x8400 // flags: a response, authoritative
+		recursionDesired   = 0x0100 // flag, repeated from the query
+		noSuchName         = 3      // response code
+		typeA, ttl, ipSize = 1, 0, 4
+	)
+	malformed := fmt.Errorf("not a DNS query: %x", query)
+	if len(query) < header {
+		return nil, malformed
 	}
-	question, err := parser.Question()
-	if err != nil {
-		return nil, err
+	// A name is a series of labels, each behind its length. An empty one ends it.
+	var labels []string
+	rest := query[header:]
+	for len(rest) > 0 && rest[0] > 0 {
+		end := 1 + int(rest[0])
+		if end > len(rest) {
+			return nil, malformed
+		}
+		labels = append(labels, string(rest[1:end]))
+		rest = rest[end:]
 	}
-	name := strings.ToLower(strings.TrimSuffix(question.Name.String(), "."))
+	// The type and the class follow, 2 bytes each.
+	if len(rest) < 5 {
+		return nil, malformed
+	}
+	typeAndClass := rest[1:5]
+	question := query[header : len(query)-len(rest)+5]
+
+	name := strings.ToLower(strings.Join(labels, "."))
 	s.mu.Lock()
 	ip, known := s.names[name]
 	s.asked[name]++
 	s.mu.Unlock()
 
-	reply := dnsmessage.Message{
-		Header:    dnsmessage.Header{ID: header.ID, Response: true, Authoritative: true, RecursionDesired: header.RecursionDesired},
-		Questions: []dnsmessage.Question{question},
-	}
+	flags := response | binary.BigEndian.Uint16(query[2:])&recursionDesired
+	var record []byte
+	answers := uint16(0)
 	switch {
 	case !known:
-		reply.RCode = dnsmessage.RCodeNameError
-	case question.Type == dnsmessage.TypeA:
-		reply.Answers = []dnsmessage.Resource{{
-			Header: dnsmessage.ResourceHeader{Name: question.Name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET},
-			Body:   &dnsmessage.AResource{A: [4]byte(net.ParseIP(ip).To4())},
-		}}
+		flags |= noSuchName
+	case binary.BigEndian.Uint16(typeAndClass) == typeA:
+		answers = 1
+		record = append(record, 0xc0, header) // the name that stands at this offset
+		record = append(record, typeAndClass...)
+		record = binary.BigEndian.AppendUint32(record, ttl)
+		record = binary.BigEndian.AppendUint16(record, ipSize)
+		record = append(record, net.ParseIP(ip).To4()...)
 	}
-	return reply.Pack()
+	reply := slices.Clone(query[:2])
+	for _, field := range []uint16{flags, 1, answers, 0, 0} {
+		reply = binary.BigEndian.AppendUint16(reply, field)
+	}
+	return slices.Concat(reply, question, record), nil
 }
 
 // startNameServer has the process ask a name server of its own until the test ends.

@@ -2,15 +2,12 @@ package flyregion
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 )
-
-// errSilent is the error of a call on a connection that the guard has closed.
-var errSilent = errors.New("flyregion: the replica does not answer")
 
 const (
 	// checkPeriod is how often the connections are checked while a call on one of them is under way.
@@ -25,6 +22,7 @@ const (
 //
 // A call costs three atomic operations. The timer runs only while there are calls.
 type guard struct {
+	silent     error                            // the error of a call on a connection that the guard has closed
 	answers    func(context.Context) bool       // asks the replica
 	background func(func(context.Context)) bool // runs a function in a goroutine, unless the replica is closed
 	failed     func()                           // called when connections were closed
@@ -39,8 +37,11 @@ type guard struct {
 	closed bool
 }
 
-func newGuard(answers func(context.Context) bool, background func(func(context.Context)) bool, failed func()) *guard {
-	g := &guard{answers: answers, background: background, failed: failed, conns: map[*guardedConn]struct{}{}}
+func newGuard(region string, answers func(context.Context) bool, background func(func(context.Context)) bool, failed func()) *guard {
+	g := &guard{
+		silent:  fmt.Errorf("flyregion: replica in %s does not answer", region),
+		answers: answers, background: background, failed: failed, conns: map[*guardedConn]struct{}{},
+	}
 	g.timer = time.AfterFunc(time.Hour, g.check)
 	g.timer.Stop()
 	return g
@@ -202,16 +203,16 @@ func (c *guardedConn) Write(p []byte) (int, error) {
 	return n, c.explain(err)
 }
 
-// end closes the connection, which ends its calls with errSilent.
+// end closes the connection, which ends its calls with the guard's error.
 func (c *guardedConn) end() {
 	c.silent.Store(true)
 	_ = c.Conn.Close()
 }
 
-// explain returns errSilent for an error that comes from the guard.
+// explain returns the guard's error for one that comes from its closing the connection.
 func (c *guardedConn) explain(err error) error {
 	if err != nil && c.silent.Load() {
-		return errSilent
+		return c.guard.silent
 	}
 	return err
 }

@@ -197,7 +197,7 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSourc
 	}
 	if late && !rep.hasIdle() {
 		rep.tracker.miss(state)
-		return nil, rep.noReportError(state, opened)
+		return nil, rep.noReportError(state, opened, limit)
 	}
 	conn, err := acquireConn(ctx, rep, from)
 	if err != nil {

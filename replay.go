@@ -52,6 +52,7 @@ const (
 // the watcher, asks the replica for all of them, on a connection of its own. It runs only while a read waits.
 type tracker struct {
 	trust
+	region    string
 	conns     *puddle.Pool[*pgconn.PgConn] // of size one: the watcher's
 	ctx       context.Context              // ends when the tracker stops
 	stop      context.CancelFunc
@@ -84,10 +85,10 @@ type miss struct {
 	at    time.Time
 }
 
-// newTracker returns a tracker whose watcher connects with connect, and which calls reconnect when a standby follows a
-// newer primary than the one that primary holds. It does no I/O.
-func newTracker(primary *atomic.Pointer[identity], reconnect func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
-	t := &tracker{trust: trust{primary: primary}, reconnects: reconnectLimiter{reconnect: reconnect}}
+// newTracker returns a tracker of a region's replica whose watcher connects with connect, and which calls reconnect when a
+// standby follows a newer primary than the one that primary holds. It does no I/O.
+func newTracker(region string, primary *atomic.Pointer[identity], reconnect func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
+	t := &tracker{trust: trust{primary: primary}, region: region, reconnects: reconnectLimiter{reconnect: reconnect}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	// NewPool's only error is about a size below one.
 	t.conns, _ = puddle.NewPool(&puddle.Config[*pgconn.PgConn]{
@@ -332,14 +333,17 @@ func (t *tracker) observe(ctx context.Context, need LSN) (*report, error) {
 		sql = fmt.Sprintf("wait for lsn '%s' with (timeout '%dms', no_throw)", need, serverWait.Milliseconds())
 	}
 	// Nothing else ends a call on a connection that the network has dropped.
-	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
+	limited, cancel := context.WithTimeout(ctx, watcherTimeout)
 	defer cancel()
 	var o report
-	err := t.use(ctx, func(conn *pgconn.PgConn) (err error) {
-		o, err = askPrepared(ctx, conn, sql)
+	err := t.use(limited, func(conn *pgconn.PgConn) (err error) {
+		o, err = askPrepared(limited, conn, sql)
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil && limited.Err() != nil && ctx.Err() == nil:
+		return nil, noAnswerError(t.region, watcherTimeout, err)
+	case err != nil:
 		return nil, err
 	}
 	t.note(&o)

@@ -176,7 +176,7 @@ func TestWait(t *testing.T) {
 func TestTrackerWakes(t *testing.T) {
 	var primary atomic.Pointer[identity]
 	primary.Store(&identity{server: 7, system: 1, timeline: 1, since: 1})
-	tracker := newTracker(&primary, func() {}, func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
+	tracker := newTracker("ord", &primary, func() {}, func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
 	defer tracker.close()
 	tracker.watching = true // so that nobody asks but this test
 	defer func() {

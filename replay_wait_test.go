@@ -91,7 +91,7 @@ func TestReplicaNotAsked(t *testing.T) {
 func TestAnswerWithTheTimer(t *testing.T) {
 	var primary atomic.Pointer[identity]
 	primary.Store(&identity{server: 7, system: 1, timeline: 1, since: clock.Add(1)})
-	tracker := newTracker(&primary, func() {}, func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
+	tracker := newTracker("ord", &primary, func() {}, func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
 	defer tracker.close()
 	tracker.watching = true
 	defer func() {

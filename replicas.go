@@ -19,7 +19,7 @@ import (
 
 // ErrReplicaLag is the error of a read under [WithReplica] whose session's writes were not replayed on the replica within
 // [Config.MaxReplicaWait]. Test for it with errors.Is; errors.As with a [*ReplicaLagError] gives the positions.
-var ErrReplicaLag = errors.New("replica has not replayed the session's writes")
+var ErrReplicaLag = errors.New("flyregion: replica has not replayed the session's writes")
 
 // ReplicaLagError says how far a replica was behind what a read had to see. It is an [ErrReplicaLag].
 type ReplicaLagError struct {
@@ -76,6 +76,8 @@ type replica struct {
 	answered         atomic.Int64 // when a read last acquired a connection, in nanoseconds since 1970
 
 	hooked bool // the config has a PrepareConn, whose error must not count against the replica
+
+	seen atomic.Pointer[report] // of the server that the latest connection led to, even if it was refused
 
 	health health
 	guard  *guard
@@ -164,6 +166,9 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 		}
 		if ctx.Err() == nil && !errors.Is(err, errClosedPool) {
 			r.health.fail()
+			if limited.Err() != nil {
+				err = r.noConnError(err)
+			}
 		}
 		return nil, err
 	}
@@ -259,7 +264,11 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 	if err != nil {
 		if ctx.Err() == nil {
 			r.health.fail()
-			err = fmt.Errorf("flyregion: the replica in %s does not answer: %w", r.region, err)
+			if limited.Err() != nil {
+				err = noAnswerError(r.region, r.limit, err)
+			} else {
+				err = fmt.Errorf("flyregion: replica in %s cannot be asked how far it has replayed: %w", r.region, err)
+			}
 		}
 		return behind, err
 	}
@@ -271,12 +280,26 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 // pooled reports whether a connection leads to a pooler.
 func pooled(conn *pgx.Conn) bool { return replicaConnOf(conn).report.pooled }
 
-// noReportError returns the error of a read that has waited in vain and has not asked on a connection of its own. Reports
-// that were asked for before a time of clock do not count.
-func (r *replica) noReportError(state sessionState, after uint64) error {
+// noAnswerError returns the error of who has waited for a replica's answer for as long as this package does.
+func noAnswerError(region string, waited time.Duration, cause error) error {
+	return fmt.Errorf("flyregion: replica in %s did not answer within %v: %w", region, waited, cause)
+}
+
+// noConnError returns the error of a read that has waited for a connection for limit.
+func (r *replica) noConnError(cause error) error {
+	if stat := r.pool.Stat(); stat.AcquiredConns() == stat.MaxConns() {
+		return fmt.Errorf("flyregion: replica in %s had no connection free within %v, all %d (pool_max_conns) are in use: %w",
+			r.region, r.limit, stat.MaxConns(), cause)
+	}
+	return noAnswerError(r.region, r.limit, cause)
+}
+
+// noReportError returns the error of a read that has waited in vain for limit and has not asked on a connection of its own.
+// Reports that were asked for before a time of clock do not count.
+func (r *replica) noReportError(state sessionState, after uint64, limit time.Duration) error {
 	o := r.tracker.latest.Load()
 	if o == nil || o.asked <= after {
-		return fmt.Errorf("flyregion: the replica in %s did not say in time how far it has replayed", r.region)
+		return fmt.Errorf("flyregion: replica in %s did not say within %v how far it has replayed", r.region, limit)
 	}
 	return r.lagError(o, state)
 }
@@ -297,8 +320,9 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	if err != nil {
 		return err
 	}
+	r.seen.Store(&report)
 	if !report.readOnly || !report.readOnlyDefault {
-		return fmt.Errorf("flyregion: the session on the replica in %s can write, although default_transaction_read_only=on was asked for: "+
+		return fmt.Errorf("flyregion: replica in %s: the session can write, although default_transaction_read_only=on was asked for: "+
 			"a pooler that leads to it has to pass this on", r.region)
 	}
 	if err := r.tracker.checkCluster(&report, r.region); err != nil {
@@ -307,6 +331,27 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	conn.CustomData()[customDataKey] = &replicaConn{report: &report, opened: clock.Add(1)}
 	r.tracker.note(&report)
 	return nil
+}
+
+// wrongServer says why the server that the latest connection led to is no standby of the primary, "" if it may be one.
+func (r *replica) wrongServer() string {
+	seen := r.seen.Load()
+	if latest := r.tracker.latest.Load(); latest != nil && (seen == nil || latest.asked > seen.asked) {
+		seen = latest
+	}
+	if seen == nil {
+		return ""
+	}
+	if other := r.tracker.otherCluster(seen); other != "" {
+		return other
+	}
+	switch primary := r.tracker.primary.Load(); {
+	case seen.recovering:
+		return ""
+	case primary != nil && seen.server == primary.server:
+		return "it is the primary itself, which is not in recovery"
+	}
+	return "it is not in recovery"
 }
 
 // close closes the replica's connections and ends what runs for it. The guard ends what waits for a silent replica, for
@@ -331,7 +376,7 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 	config.ConnConfig.ValidateConnect = validateBoth(config.ConnConfig.ValidateConnect, r.validate)
 
 	beforeConnect, dial := config.BeforeConnect, config.ConnConfig.DialFunc
-	r.tracker = newTracker(&p.identity, p.reconnect, func(ctx context.Context) (*pgconn.PgConn, error) {
+	r.tracker = newTracker(region, &p.identity, p.reconnect, func(ctx context.Context) (*pgconn.PgConn, error) {
 		one := config.ConnConfig.Copy()
 		if beforeConnect != nil {
 			if err := beforeConnect(ctx, one); err != nil {
@@ -354,7 +399,7 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 		}
 		return conn, nil
 	})
-	r.guard = newGuard(r.tracker.answers, r.tracker.background, r.health.fail)
+	r.guard = newGuard(region, r.tracker.answers, r.tracker.background, r.health.fail)
 	config.ConnConfig.DialFunc = r.guard.dial(dial)
 
 	prepare := config.PrepareConn

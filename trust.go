@@ -145,12 +145,19 @@ func (t *trust) followsNewer(r *report) bool {
 // checkCluster returns an error if a server belongs to another cluster than the primary. It returns nil if either role
 // may not see the system identifier.
 func (t *trust) checkCluster(r *report, region string) error {
+	if other := t.otherCluster(r); other != "" {
+		return fmt.Errorf("flyregion: replica in %s is no standby of the primary: %s", region, other)
+	}
+	return nil
+}
+
+// otherCluster says how a server shows that it belongs to another cluster than the primary, "" if it does not.
+func (t *trust) otherCluster(r *report) string {
 	primary := t.primary.Load()
 	if primary == nil || r.system == 0 || primary.system == 0 || r.system == primary.system {
-		return nil
+		return ""
 	}
-	return fmt.Errorf("flyregion: the server in %s belongs to another cluster: its system identifier is %d, the primary's is %d",
-		region, r.system, primary.system)
+	return fmt.Sprintf("it belongs to another cluster, as its system identifier is %d and the primary's is %d", r.system, primary.system)
 }
 
 // reconnectLimiter bounds how often the pool reconnects to the primary because a standby follows a newer one: at once, and

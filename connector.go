@@ -1,7 +1,6 @@
 package flyregion
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -30,15 +29,22 @@ type Config struct {
 
 	// PrimaryRegion is where the writable server is. The default is fly_primary_region in the connection string, then
 	// the environment's PRIMARY_REGION. When it is empty the pool is one plain pgxpool.
+	//
+	// NewPoolWithConfig returns an error if a Region that is set needs a PrimaryRegion and there is none, or if it has no
+	// replica although one of the two is set. What the environment says is no setting: where no replica follows from that
+	// alone, the pool is one plain pgxpool. A field with the environment's value counts as the environment's.
 	PrimaryRegion string
 
 	// ReplicaRegions are the regions to read from, in order of preference. The default is fly_replica_regions in the
-	// connection string, separated by commas, then the Region alone.
+	// connection string, separated by commas, then the Region alone. Each must have a replica: under a Fly name, or in
+	// ReplicaConnStrings. If not, or if there is no Region, NewPoolWithConfig returns an error. In the primary's region
+	// nothing is read from them, so that all processes of an app can have the same.
 	ReplicaRegions []string
 
 	// ReplicaConnStrings are connection strings of replicas by region, for clusters that are not on Fly. Of each only
 	// the servers, the user, the password, the database, TLS and run-time parameters are used. A region without one is
-	// reached under its Fly name.
+	// reached under its Fly name. The regions must be among ReplicaRegions. If those are empty, the Region must be one of
+	// them, and the others are for other processes of the app.
 	ReplicaConnStrings map[string]string
 
 	// AppName is the application_name that the servers see, where there are replicas, if the connection string and the
@@ -78,6 +84,10 @@ type Config struct {
 	// Telemetry says where spans and metrics go.
 	Telemetry Telemetry
 
+	// environment has the regions that ParseConfig has found in the environment, if the connection string says nothing of
+	// them. Any other value of Region and PrimaryRegion was set on purpose.
+	environment struct{ region, primaryRegion variable }
+
 	createdByParseConfig bool
 }
 
@@ -91,14 +101,23 @@ const settingPrefix = "fly_"
 
 // settings are what a connection string may say, by name without the prefix.
 var settings = map[string]func(c *Config, value string) error{
-	"region":           func(c *Config, v string) error { c.Region = v; return nil },
-	"primary_region":   func(c *Config, v string) error { c.PrimaryRegion = v; return nil },
+	"region":           func(c *Config, v string) error { return setRegion(&c.Region, &c.environment.region, v) },
+	"primary_region":   func(c *Config, v string) error { return setRegion(&c.PrimaryRegion, &c.environment.primaryRegion, v) },
 	"replica_regions":  func(c *Config, v string) error { c.ReplicaRegions = strings.Split(v, ","); return nil },
 	"balance":          func(c *Config, v string) error { c.Balance = Balance(v); return nil },
 	"min_replica_wait": func(c *Config, v string) error { return setDuration(&c.MinReplicaWait, v) },
 	"max_replica_wait": func(c *Config, v string) error { return setDuration(&c.MaxReplicaWait, v) },
 	"await_writes":     func(c *Config, v string) error { return setBool(&c.AwaitWrites, v) },
 	"simulate_replica": func(c *Config, v string) error { return setBool(&c.SimulateReplica, v) },
+}
+
+// setRegion sets a region in place of that of the environment.
+func setRegion(to *string, instead *variable, value string) error {
+	if _, err := parseRegion(value); err != nil {
+		return err
+	}
+	*to, *instead = value, variable{}
+	return nil
 }
 
 func setDuration(to *time.Duration, value string) error {
@@ -132,7 +151,7 @@ func setBool(to *bool, value string) error {
 //   - fly_simulate_replica: true for reads through read-only sessions on a single server
 //
 // They are not sent to the server. The environment is read only here. An error is a [*pgconn.ParseConfigError] that names the
-// setting.
+// setting. Whether the settings lead to a replica is checked by [NewPoolWithConfig], as fields may be set before.
 func ParseConfig(connString string) (*Config, error) {
 	template, err := pgxpool.ParseConfig(connString)
 	if err != nil {
@@ -141,14 +160,15 @@ func ParseConfig(connString string) (*Config, error) {
 
 	c := &Config{
 		Config:               template,
-		Region:               cmp.Or(os.Getenv("FLY_REGION"), os.Getenv("MY_REGION")),
-		PrimaryRegion:        os.Getenv("PRIMARY_REGION"),
 		AppName:              os.Getenv("FLY_APP_NAME"),
 		Balance:              BalanceLocal,
 		MinReplicaWait:       defaultMinReplicaWait,
 		MaxReplicaWait:       defaultMaxReplicaWait,
 		createdByParseConfig: true,
 	}
+	c.environment.region = firstVariable("FLY_REGION", "MY_REGION")
+	c.environment.primaryRegion = firstVariable("PRIMARY_REGION")
+	c.Region, c.PrimaryRegion = c.environment.region.value, c.environment.primaryRegion.value
 
 	params := template.ConnConfig.RuntimeParams
 	for _, name := range slices.Sorted(maps.Keys(params)) {
@@ -196,26 +216,24 @@ func (c *Config) Copy() *Config {
 func (c *Config) normalize() (err error) {
 	if c.Region != "" {
 		if c.Region, err = parseRegion(c.Region); err != nil {
-			return fmt.Errorf("invalid Region (fly_region, FLY_REGION): %w", err)
+			return fmt.Errorf("invalid %s: %w", nameOfRegion, err)
 		}
 	}
 	if c.PrimaryRegion != "" {
 		if c.PrimaryRegion, err = parseRegion(c.PrimaryRegion); err != nil {
-			return fmt.Errorf("invalid PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
+			return fmt.Errorf("invalid %s: %w", nameOfPrimaryRegion, err)
 		}
 	}
 	for i, region := range c.ReplicaRegions {
 		if c.ReplicaRegions[i], err = parseRegion(region); err != nil {
-			return fmt.Errorf("invalid ReplicaRegions (fly_replica_regions): %w", err)
+			return fmt.Errorf("invalid %s: %w", nameOfReplicaRegions, err)
 		}
 		if slices.Contains(c.ReplicaRegions[:i], c.ReplicaRegions[i]) {
-			return fmt.Errorf("invalid ReplicaRegions (fly_replica_regions): %q is there twice", region)
+			return fmt.Errorf("invalid %s: %q is there twice", nameOfReplicaRegions, region)
 		}
 	}
-	for region := range c.ReplicaConnStrings {
-		if normal, err := parseRegion(region); err != nil || normal != region {
-			return fmt.Errorf("invalid ReplicaConnStrings: %q is not a region code in lower case", region)
-		}
+	if err := c.checkReplicaConnStrings(); err != nil {
+		return err
 	}
 
 	for _, name := range slices.Sorted(maps.Keys(c.Functions)) {
@@ -223,65 +241,33 @@ func (c *Config) normalize() (err error) {
 			return fmt.Errorf("invalid Functions: %q is not the name of a function in lower case, without a schema", name)
 		}
 		if access := c.Functions[name]; access != Read && access != Write {
-			return fmt.Errorf("invalid Functions: %q is neither Read nor Write", name)
+			return fmt.Errorf("invalid Functions: %q is %d: want Read or Write", name, access)
 		}
 	}
 
 	switch {
 	case len(c.ReplicaRegions) > 0 && c.PrimaryRegion == "":
-		return fmt.Errorf("no PrimaryRegion (fly_primary_region, PRIMARY_REGION), which ReplicaRegions (fly_replica_regions) %q need", c.ReplicaRegions)
+		return fmt.Errorf("no %s, which %s %q need", nameOfPrimaryRegion, nameOfReplicaRegions, c.ReplicaRegions)
 	case len(c.ReplicaConnStrings) > 0 && c.PrimaryRegion == "":
-		return fmt.Errorf("no PrimaryRegion (fly_primary_region, PRIMARY_REGION), which ReplicaConnStrings need")
+		return fmt.Errorf("no %s, which ReplicaConnStrings need", nameOfPrimaryRegion)
 	case !slices.Contains(balances, c.Balance):
 		return fmt.Errorf("invalid Balance (fly_balance): %q is unknown: want one of %q", c.Balance, balances)
 	case c.MinReplicaWait < 0:
-		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is negative", c.MinReplicaWait)
+		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is negative: want 0 or more, such as 10ms", c.MinReplicaWait)
 	case c.MaxReplicaWait <= 0:
-		return fmt.Errorf("invalid MaxReplicaWait (fly_max_replica_wait): %v is not positive", c.MaxReplicaWait)
+		return fmt.Errorf("invalid MaxReplicaWait (fly_max_replica_wait): %v is not positive: want a time such as 1s", c.MaxReplicaWait)
 	case c.MinReplicaWait > c.MaxReplicaWait:
 		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is longer than MaxReplicaWait (fly_max_replica_wait) %v",
 			c.MinReplicaWait, c.MaxReplicaWait)
 	}
 	if wrong := unwritable(c.ConnConfig.ValidateConnect); wrong != "" && (c.SimulateReplica || len(c.replicaRegions()) > 0) {
-		return fmt.Errorf("target_session_attrs=%s contradicts a pool with replicas: it writes to the server that it is for", wrong)
+		return fmt.Errorf("target_session_attrs=%s contradicts a pool with replicas: it writes to the server that it is for: "+
+			"want read-write or none", wrong)
 	}
 	if c.SimulateReplica && len(c.replicaRegions()) > 0 {
 		return fmt.Errorf("invalid SimulateReplica (fly_simulate_replica): it is for one server, and Region (fly_region, FLY_REGION) %q has replicas", c.Region)
 	}
 	return nil
-}
-
-// replicaRegions returns the regions to read from, none where one plain pool does.
-func (c *Config) replicaRegions() []string {
-	if c.Region == "" || c.PrimaryRegion == "" || c.Region == c.PrimaryRegion {
-		return nil
-	}
-	regions := c.ReplicaRegions
-	if len(regions) == 0 {
-		regions = []string{c.Region}
-	}
-
-	reachable := make([]string, 0, len(regions))
-	for _, region := range regions {
-		if _, named := c.ReplicaConnStrings[region]; named || c.onFly() {
-			reachable = append(reachable, region)
-		}
-	}
-	if i := slices.Index(reachable, c.Region); i > 0 {
-		reachable = slices.Insert(slices.Delete(reachable, i, i+1), 0, c.Region)
-	}
-	return reachable
-}
-
-// onFly reports whether a host is a name of Fly's private network, which leads to other regions too.
-func (c *Config) onFly() bool {
-	if _, ok := flyApp(c.ConnConfig.Host); ok {
-		return true
-	}
-	return slices.ContainsFunc(c.ConnConfig.Fallbacks, func(f *pgconn.FallbackConfig) bool {
-		_, ok := flyApp(f.Host)
-		return ok
-	})
 }
 
 // ConnConfig parses connString as [ParseConfig] does and returns the configuration of a connection to the replica in region,
@@ -326,11 +312,11 @@ func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
 
 	other, err := pgxpool.ParseConfig(connString)
 	if err != nil {
-		return nil, fmt.Errorf("ReplicaConnStrings[%q]: %w", region, err)
+		return nil, err
 	}
 	for name := range other.ConnConfig.RuntimeParams {
 		if strings.HasPrefix(name, settingPrefix) {
-			return nil, fmt.Errorf("ReplicaConnStrings[%q]: setting %s belongs in the pool's own connection string", region, name)
+			return nil, fmt.Errorf("setting %s belongs in the pool's own connection string", name)
 		}
 	}
 	conn.Host, conn.Port, conn.Fallbacks = other.ConnConfig.Host, other.ConnConfig.Port, other.ConnConfig.Fallbacks

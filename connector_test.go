@@ -253,8 +253,12 @@ func TestParseConfigErrors(t *testing.T) {
 	}{
 		{"unknown setting", nil, "fly_regoin=ord", []string{"fly_regoin", "fly_region,"}},
 		{"bad region", nil, "fly_region=o_d", []string{"fly_region", `"o_d"`}},
+		{"empty region", nil, "fly_region=", []string{"fly_region", `""`, `"nrt"`}},
+		{"empty primary region", nil, "fly_primary_region=", []string{"fly_primary_region", `""`, `"nrt"`}},
+		{"no replica region", nil, "fly_primary_region=nrt fly_replica_regions=", []string{"fly_replica_regions", `""`, `"nrt"`}},
+		{"replica region between two commas", nil, "fly_primary_region=nrt fly_replica_regions=ord,,syd", []string{"fly_replica_regions", `""`}},
 		{"bad region in the environment", map[string]string{"FLY_REGION": "o d"}, "", []string{"FLY_REGION", `"o d"`}},
-		{"bad region in the environment off Fly", map[string]string{"MY_REGION": "-"}, "", []string{"Region", `"-"`}},
+		{"bad region in the environment off Fly", map[string]string{"MY_REGION": "-"}, "", []string{"Region", "MY_REGION", `"-"`}},
 		{"bad primary region", nil, "fly_primary_region=n.rt", []string{"fly_primary_region", `"n.rt"`}},
 		{"bad primary region in the environment", map[string]string{"PRIMARY_REGION": "nrt!"}, "", []string{"PRIMARY_REGION", `"nrt!"`}},
 		{"bad replica region", nil, "fly_primary_region=nrt fly_replica_regions=ord,s*d", []string{"fly_replica_regions", `"s*d"`}},
@@ -274,6 +278,8 @@ func TestParseConfigErrors(t *testing.T) {
 		{"simulated and real replicas", nil, "fly_region=ord fly_primary_region=nrt fly_simulate_replica=true", []string{"fly_simulate_replica", `"ord"`}},
 		{"standby for a primary", nil, "fly_region=ord fly_primary_region=nrt target_session_attrs=standby", []string{"target_session_attrs", "standby", "fly_primary_region"}},
 		{"read-only for a primary", nil, "fly_region=ord fly_primary_region=nrt target_session_attrs=read-only", []string{"target_session_attrs", "read-only"}},
+		{"port out of range", nil, "port=65536", []string{"port"}},
+		{"port zero", nil, "port=0", []string{"port"}},
 		{"pgx's own", nil, "target_session_attrs=nearest", []string{"target_session_attrs", "nearest"}},
 		{"pgxpool's own", nil, "pool_max_conns=none", []string{"pool_max_conns", "none"}},
 	} {
@@ -367,7 +373,16 @@ func TestNewPoolWithConfigErrors(t *testing.T) {
 		{"ReplicaRegions", func(c *Config) { c.ReplicaRegions = []string{"ord", "s.d"} }, []string{"ReplicaRegions", `"s.d"`}},
 		{"ReplicaRegions twice", func(c *Config) { c.ReplicaRegions = []string{"ord", "ORD"} }, []string{"ReplicaRegions", `"ORD"`}},
 		{"ReplicaRegions that Fly does not have", func(c *Config) { c.ReplicaRegions = []string{"ord", "us-east-1"} }, []string{"ReplicaRegions", `"us-east-1"`}},
-		{"ReplicaConnStrings of no region", func(c *Config) { c.ReplicaConnStrings = map[string]string{"ORD": ""} }, []string{"ReplicaConnStrings", `"ORD"`}},
+		{"ReplicaConnStrings in capitals", func(c *Config) { c.ReplicaConnStrings = map[string]string{"ORD": "host=db"} }, []string{"ReplicaConnStrings", `"ORD"`, `"ord"`}},
+		{"ReplicaConnStrings with a space", func(c *Config) { c.ReplicaConnStrings = map[string]string{"ord ": "host=db"} }, []string{"ReplicaConnStrings", `"ord "`, `"ord"`}},
+		{"ReplicaConnStrings of no region", func(c *Config) { c.ReplicaConnStrings = map[string]string{"": "host=db"} }, []string{"ReplicaConnStrings", `""`}},
+		{"ReplicaConnStrings that are empty", func(c *Config) { c.ReplicaConnStrings = map[string]string{"ord": " "} }, []string{"ReplicaConnStrings", `"ord"`, "empty"}},
+		{"ReplicaConnStrings with a port out of range", func(c *Config) {
+			c.ReplicaConnStrings = map[string]string{"ord": "host=db port=70000 password=hunter3"}
+		}, []string{`ReplicaConnStrings["ord"]`, "port"}},
+		{"ReplicaConnStrings with a setting of the pool", func(c *Config) {
+			c.ReplicaConnStrings = map[string]string{"ord": "host=db password=hunter3 fly_region=ord"}
+		}, []string{`ReplicaConnStrings["ord"]`, "fly_region"}},
 		{"ReplicaConnStrings that cannot be parsed", func(c *Config) {
 			c.ReplicaConnStrings = map[string]string{"syd": "postgres://u:hunter3@db/db?sslmode=sometimes"}
 		}, []string{`ReplicaConnStrings["syd"]`, "sslmode"}},
@@ -413,6 +428,9 @@ func TestNewPoolWithConfigErrors(t *testing.T) {
 			}
 			if strings.Contains(err.Error(), "hunter") {
 				t.Errorf("the error tells a password: %v", err)
+			}
+			if name := "flyregion: "; strings.Count(err.Error(), name) > 1 || strings.Index(err.Error(), name) > 0 {
+				t.Errorf("the error tells twice whose it is: %v", err)
 			}
 			if err := goleak.Find(running); err != nil {
 				t.Error(err)
@@ -616,7 +634,7 @@ func TestReplicaConnStrings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.Region, config.PrimaryRegion, config.ReplicaRegions = "us-east-1", "nrt", []string{"us-east-1", "lax", "syd"}
+	config.Region, config.PrimaryRegion, config.ReplicaRegions = "us-east-1", "nrt", []string{"us-east-1", "syd"}
 	config.ReplicaConnStrings = map[string]string{
 		"us-east-1": cluster.Server("ord").ConnString() + "&application_name=thereplica&pool_max_conns=9",
 		"syd":       cluster.Server("syd").ConnString(),
@@ -635,10 +653,6 @@ func TestReplicaConnStrings(t *testing.T) {
 	}
 	if got := answeredBy(t, ctx, cluster, pool.ReplicaIn("syd")); got != "syd" {
 		t.Errorf("%s is the replica in syd", got)
-	}
-	// Neither named nor on Fly.
-	if pool.ReplicaIn("lax") != pool.Primary() {
-		t.Error("there is a replica in lax")
 	}
 	var application string
 	if err := pool.QueryRow(ctx, "select current_setting('application_name')").Scan(&application); err != nil {

@@ -87,3 +87,36 @@ func TestReplicaHasNoConnection(t *testing.T) {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
+
+// TestReplicaIsThePrimary has a replica's connection string lead to the primary.
+func TestReplicaIsThePrimary(t *testing.T) {
+	cluster := sharedCluster(t)
+	ctx := t.Context()
+	config, err := ParseConfig(cluster.Server("nrt").ConnString() + "&fly_region=ord&fly_primary_region=nrt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ReplicaConnStrings = map[string]string{"ord": cluster.Server("nrt").ConnString()}
+	pool, err := NewPoolWithConfig(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+
+	addr := cluster.Server("nrt").Addr()
+	expect := func(what string) {
+		t.Helper()
+		if got, want := pool.Describe(), "reads on "+addr+" (replica in ord"+what+"), writes on "+addr; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	expect("")
+	if err := execs(ctx, pool, "select 1"); err != nil {
+		t.Fatal(err)
+	}
+	expect(", but it is not in recovery")
+	if err := pool.Ping(ctx); err != nil {
+		t.Fatal(err)
+	}
+	expect(", but it is the primary itself, which is not in recovery")
+}

@@ -15,16 +15,19 @@ import (
 // https://github.com/fly-apps/postgres-flex.
 const replicaPort = 5433
 
+// nearestOf begins the name of the nearest Machine of an app.
+const nearestOf = "top1.nearest.of."
+
 // parseRegion returns code without surrounding space and in lower case. It accepts any DNS label, as regions that are
 // not Fly's are named by whoever names them ("us-east-1"); [flyRegion] is the stricter check for a Fly name. An empty
 // code is an error: what an unset region means is for the caller to say.
 func parseRegion(code string) (string, error) {
 	region := strings.TrimSpace(code)
 	if region == "" {
-		return "", fmt.Errorf(`flyregion: region %q is empty: want a code such as "nrt"`, code)
+		return "", fmt.Errorf(`region %q is empty: want a code such as "nrt"`, code)
 	}
 	if !isDNSLabel(region) {
-		return "", fmt.Errorf("flyregion: region %q is not a region code: want up to 63 letters, digits and inner dashes, "+
+		return "", fmt.Errorf("region %q is not a region code: want up to 63 letters, digits and inner dashes, "+
 			`such as "nrt" or "us-east-1"`, code)
 	}
 	return strings.ToLower(region), nil
@@ -36,7 +39,7 @@ func parseRegion(code string) (string, error) {
 func flyRegion(code string) (string, error) {
 	region, err := parseRegion(code)
 	if err != nil || !isFlyRegion(region) {
-		return "", fmt.Errorf(`flyregion: region %q is not a Fly region code: want three letters such as "nrt"`, code)
+		return "", fmt.Errorf(`region %q is not a Fly region code: want three letters such as "nrt"`, code)
 	}
 	return region, nil
 }
@@ -135,6 +138,18 @@ func isDNSLabel(s string) bool {
 	return true
 }
 
+// isManagedPostgres reports whether host is a name of Fly Managed Postgres, such as "pgbouncer.<cluster>.flympg.net" and
+// "direct.<cluster>.flympg.net" (https://fly.io/docs/mpg/client-configuration/). Such a name holds no app and no region.
+func isManagedPostgres(host string) bool {
+	return strings.HasSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), ".flympg.net")
+}
+
+// visibleHost returns host as it may be shown. In a URL whose password holds an unescaped "@", pgconn takes the end of the
+// password for the beginning of the host.
+func visibleHost(host string) string {
+	return host[strings.LastIndexByte(host, '@')+1:]
+}
+
 // primaryHost returns the name of host's app in region, the primary's. A .flycast name is the app's in every region and is
 // kept, in lower case and without its trailing dot. A name that is not Fly's is returned as it is. With a Fly name, .flycast
 // too, region must be a code of Fly's.
@@ -166,7 +181,7 @@ func replicaHosts(host, region string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []string{region + "." + app + ".internal", "top1.nearest.of." + app + ".internal"}, nil
+	return []string{region + "." + app + ".internal", nearestOf + app + ".internal"}, nil
 }
 
 // pointAtPrimary makes c connect to the primary in region instead of the Fly names that it holds, at the same ports.

@@ -46,7 +46,11 @@ func NewPoolWithConfig(ctx context.Context, config *Config) (*Pool, error) {
 		panic("config must be created by ParseConfig")
 	}
 	config = config.Copy()
-	if err := config.normalize(); err != nil {
+	err := config.normalize()
+	if err == nil {
+		err = config.checkReplicas()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("flyregion: %w", err)
 	}
 
@@ -116,7 +120,7 @@ func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Con
 	for _, region := range regions {
 		config, err := c.replicaConfig(region)
 		if err != nil {
-			return nil, fmt.Errorf("flyregion: ReplicaRegions (fly_replica_regions): %w", err)
+			return nil, fmt.Errorf("flyregion: invalid %s: %w", c.settingOf(region), err)
 		}
 		if err := p.openReplica(ctx, region, config); err != nil {
 			return nil, err
@@ -124,7 +128,7 @@ func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Con
 	}
 	config, err := c.primaryConfig()
 	if err != nil {
-		return nil, fmt.Errorf("flyregion: PrimaryRegion (fly_primary_region, PRIMARY_REGION): %w", err)
+		return nil, fmt.Errorf("flyregion: invalid %s: %w", nameOfPrimaryRegion, err)
 	}
 	return config, nil
 }
@@ -343,6 +347,12 @@ func (p *Pool) Stat() *Stat {
 	}
 	return s
 }
+
+// Describe says in one sentence which servers the pool reads from and writes to, or why it is one plain pgxpool: "reads on
+// ord.app.internal:5433 (replica in ord), writes on nrt.app.internal:5432", "one plain pool: db.example.com is no Fly name
+// and no replica is configured". If the latest connection to a replica led to the primary, or to another cluster, it says
+// that too. The sentence is for logs and has no user and no password in it. Its words may change.
+func (p *Pool) Describe() string { return describe(p.config, p.primary, p.replicas) }
 
 // Config returns a copy of the config that the pool was made from.
 func (p *Pool) Config() *Config { return p.config.Copy() }

@@ -361,8 +361,11 @@ func TestStandbyOfAnotherCluster(t *testing.T) {
 	})
 	neverStale(t, "astray", pool, name, nil)
 	err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int))
-	if err == nil || !strings.Contains(err.Error(), "system identifier") {
+	if err == nil || !strings.Contains(err.Error(), "flyregion: replica in ord is no standby of the primary") || !strings.Contains(err.Error(), "system identifier") {
 		t.Errorf("WithReplica: %v", err)
+	}
+	if got := pool.Describe(); !strings.Contains(got, "(replica in ord, but it belongs to another cluster, as its system identifier is ") {
+		t.Error(got)
 	}
 	pool.Close()
 	astray = false

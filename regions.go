@@ -1,0 +1,237 @@
+package flyregion
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// The settings of regions, as errors name them.
+const (
+	nameOfRegion         = "Region (fly_region, FLY_REGION, MY_REGION)"
+	nameOfPrimaryRegion  = "PrimaryRegion (fly_primary_region, PRIMARY_REGION)"
+	nameOfReplicaRegions = "ReplicaRegions (fly_replica_regions)"
+)
+
+// variable is a variable of the environment.
+type variable struct{ name, value string }
+
+// firstVariable returns the first variable of names that is not empty.
+func firstVariable(names ...string) (v variable) {
+	for _, name := range names {
+		if v = (variable{name, os.Getenv(name)}); v.value != "" {
+			break
+		}
+	}
+	return v
+}
+
+// gave reports whether region is the variable's. It is not if region is empty.
+func (v variable) gave(region string) bool {
+	return region != "" && strings.EqualFold(strings.TrimSpace(v.value), region)
+}
+
+// checkReplicaConnStrings refuses connection strings of replicas that no process would use.
+func (c *Config) checkReplicaConnStrings() error {
+	for _, region := range slices.Sorted(maps.Keys(c.ReplicaConnStrings)) {
+		normal, err := parseRegion(region)
+		switch {
+		case err != nil:
+			return fmt.Errorf("invalid ReplicaConnStrings: %w", err)
+		case normal != region:
+			return fmt.Errorf("invalid ReplicaConnStrings: %q is not a region code in lower case: want %q", region, normal)
+		case strings.TrimSpace(c.ReplicaConnStrings[region]) == "":
+			return fmt.Errorf("invalid ReplicaConnStrings: that of %q is empty: want a connection string of a replica", region)
+		case len(c.ReplicaRegions) > 0 && !slices.Contains(c.ReplicaRegions, region):
+			return fmt.Errorf("invalid ReplicaConnStrings: %q is none of %s %q: want it there too", region, nameOfReplicaRegions, c.ReplicaRegions)
+		}
+	}
+	return nil
+}
+
+// checkReplicas refuses settings that were made on purpose and lead to no replica. Where the environment alone leads to
+// none, one plain pool does.
+func (c *Config) checkReplicas() error {
+	connStrings := slices.Sorted(maps.Keys(c.ReplicaConnStrings))
+	regionSet := c.Region != "" && !c.environment.region.gave(c.Region)
+	primarySet := c.PrimaryRegion != "" && !c.environment.primaryRegion.gave(c.PrimaryRegion)
+
+	switch {
+	case len(c.ReplicaRegions) > 0 && c.Region == "":
+		return fmt.Errorf("no %s, which %s %q need: want where this process runs, or %q for one plain pool",
+			nameOfRegion, nameOfReplicaRegions, c.ReplicaRegions, c.PrimaryRegion)
+	case len(connStrings) > 0 && c.Region == "":
+		return fmt.Errorf("no %s, which ReplicaConnStrings of %q need: want where this process runs, or %q for one plain pool",
+			nameOfRegion, connStrings, c.PrimaryRegion)
+	case regionSet && c.PrimaryRegion == "" && !c.SimulateReplica:
+		return fmt.Errorf("no %s, which Region (fly_region) %q needs: want where the primary is, or %q for one plain pool",
+			nameOfPrimaryRegion, c.Region, c.Region)
+	case c.Region == "" || c.PrimaryRegion == "" || c.Region == c.PrimaryRegion:
+		return nil
+	}
+
+	for _, region := range c.regionsToRead() {
+		_, named := c.ReplicaConnStrings[region]
+		switch {
+		case named:
+		case len(c.ReplicaRegions) > 0 && !c.onFly():
+			return fmt.Errorf("invalid %s: %q has no replica: %s: want its connection string in ReplicaConnStrings",
+				nameOfReplicaRegions, region, c.notOnFly())
+		case len(c.ReplicaRegions) == 0 && len(connStrings) > 0:
+			return fmt.Errorf("invalid ReplicaConnStrings: those of %q have none of %s %q: want one, or %s to read from others",
+				connStrings, nameOfRegion, region, nameOfReplicaRegions)
+		case c.onFly() || c.SimulateReplica:
+		case regionSet:
+			return fmt.Errorf("invalid Region (fly_region): %q has no replica: %s: want its connection string in ReplicaConnStrings, "+
+				"or Region %q for one plain pool", region, c.notOnFly(), c.PrimaryRegion)
+		case primarySet:
+			return fmt.Errorf("invalid PrimaryRegion (fly_primary_region): with %q this process reads from a replica in %s %q, which has none: %s: "+
+				"want its connection string in ReplicaConnStrings, or PrimaryRegion %q for one plain pool",
+				c.PrimaryRegion, nameOfRegion, region, c.notOnFly(), region)
+		}
+	}
+	return nil
+}
+
+// regionsToRead returns the regions that a process reads from if it does not run in the primary's.
+func (c *Config) regionsToRead() []string {
+	if len(c.ReplicaRegions) > 0 {
+		return c.ReplicaRegions
+	}
+	return []string{c.Region}
+}
+
+// replicaRegions returns the regions to read from, none where one plain pool does.
+func (c *Config) replicaRegions() []string {
+	if c.Region == "" || c.PrimaryRegion == "" || c.Region == c.PrimaryRegion {
+		return nil
+	}
+	var reachable []string
+	for _, region := range c.regionsToRead() {
+		if _, named := c.ReplicaConnStrings[region]; named || c.onFly() {
+			reachable = append(reachable, region)
+		}
+	}
+	if i := slices.Index(reachable, c.Region); i > 0 {
+		reachable = slices.Insert(slices.Delete(reachable, i, i+1), 0, c.Region)
+	}
+	return reachable
+}
+
+// settingOf names the setting that a region to read from comes from.
+func (c *Config) settingOf(region string) string {
+	if _, named := c.ReplicaConnStrings[region]; named {
+		return fmt.Sprintf("ReplicaConnStrings[%q]", region)
+	}
+	if len(c.ReplicaRegions) > 0 {
+		return nameOfReplicaRegions
+	}
+	return nameOfRegion
+}
+
+// onFly reports whether a host is a name of Fly's private network, which leads to other regions too.
+func (c *Config) onFly() bool {
+	return slices.ContainsFunc(connectAttempts(&c.ConnConfig.Config), func(a *pgconn.FallbackConfig) bool {
+		_, ok := flyApp(a.Host)
+		return ok
+	})
+}
+
+// notOnFly says why no host leads to replicas.
+func (c *Config) notOnFly() string {
+	var hosts []string
+	for _, a := range connectAttempts(&c.ConnConfig.Config) {
+		if host := visibleHost(a.Host); !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	switch {
+	case isManagedPostgres(hosts[0]):
+		return hosts[0] + " is Fly Managed Postgres"
+	case len(hosts) == 1:
+		return hosts[0] + " is no Fly name"
+	default:
+		return inWords(hosts) + " are no Fly names"
+	}
+}
+
+// whyPlain says why one plain pool does.
+func (c *Config) whyPlain() string {
+	switch {
+	case c.Region != "" && c.Region == c.PrimaryRegion:
+		why := "this process runs in the primary's region " + c.Region
+		switch {
+		case len(c.ReplicaRegions) > 0:
+			why += ", so that nothing is read from ReplicaRegions " + inWords(c.ReplicaRegions)
+		case len(c.ReplicaConnStrings) > 0:
+			why += ", so that nothing is read from ReplicaConnStrings of " + inWords(slices.Sorted(maps.Keys(c.ReplicaConnStrings)))
+		}
+		return why
+	case !c.onFly():
+		return c.notOnFly() + " and no replica is configured"
+	case c.Region == "":
+		return "no " + nameOfRegion + " is set"
+	default:
+		return "no " + nameOfPrimaryRegion + " is set"
+	}
+}
+
+// addresses names the servers that c leads to. Fly's nearest Machine of all is left out: it is for a region without one.
+func addresses(c *pgconn.Config) string {
+	var all []string
+	for i, a := range connectAttempts(c) {
+		_, address := pgconn.NetworkAddress(visibleHost(a.Host), a.Port)
+		if !slices.Contains(all, address) && (i == 0 || !strings.HasPrefix(address, nearestOf)) {
+			all = append(all, address)
+		}
+	}
+	return strings.Join(all, " or ")
+}
+
+// inWords joins words with commas and an "and".
+func inWords(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " and " + words[last]
+}
+
+// describe says which servers a pool reads from and writes to.
+func describe(c *Config, p *primary, rs *replicas) string {
+	switch {
+	case rs == nil:
+		return "one plain pool: " + c.whyPlain()
+	case c.SimulateReplica:
+		return "one server, " + addresses(&c.ConnConfig.Config) + ": reads in read-only sessions (SimulateReplica), writes in others"
+	}
+	var reads []string
+	for _, r := range rs.list {
+		reads = append(reads, r.describe())
+	}
+	var from string
+	switch {
+	case len(reads) == 1:
+		from = reads[0]
+	case c.Balance == BalanceRandom:
+		from = inWords(reads) + " at random"
+	case c.Balance == BalanceRoundRobin:
+		from = inWords(reads) + " in turn"
+	default:
+		from = strings.Join(reads, ", else on ")
+	}
+	return "reads on " + from + ", writes on " + addresses(&p.pool.Config().ConnConfig.Config)
+}
+
+// describe says which servers the replica's connections lead to, and whether the latest one has led to a standby.
+func (r *replica) describe() string {
+	text := addresses(&r.pool.Config().ConnConfig.Config) + " (replica in " + r.region
+	if wrong := r.wrongServer(); wrong != "" {
+		text += ", but " + wrong
+	}
+	return text + ")"
+}

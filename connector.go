@@ -292,7 +292,12 @@ func (c *Config) primaryConfig() (*pgxpool.Config, error) {
 	if dropsTo := config.ConnConfig.ValidateConnect; sessionAttrs(dropsTo) != "" {
 		config.ConnConfig.ValidateConnect = nil
 	}
-	return config, pointAtPrimary(&config.ConnConfig.Config, c.PrimaryRegion)
+	conn := &config.ConnConfig.Config
+	if err := pointAtPrimary(conn, c.PrimaryRegion); err != nil {
+		return nil, err
+	}
+	explainLookups(conn, &c.ConnConfig.Config, c.PrimaryRegion, c.originOfPrimary())
+	return config, nil
 }
 
 // replicaConfig returns the configuration of a replica's pool, but for what the pool adds to it.
@@ -306,8 +311,11 @@ func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
 
 	connString, named := c.ReplicaConnStrings[region]
 	if !named {
-		_, err := pointAtReplica(&conn.Config, region)
-		return config, err
+		if _, err := pointAtReplica(&conn.Config, region); err != nil {
+			return nil, err
+		}
+		explainLookups(&conn.Config, &c.ConnConfig.Config, region, c.originOf(region))
+		return config, nil
 	}
 
 	other, err := pgxpool.ParseConfig(connString)

@@ -3,11 +3,14 @@ package flyregion
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -85,6 +88,86 @@ func TestReplicaHasNoConnection(t *testing.T) {
 	want := "flyregion: replica in ord had no connection free within 300ms, all 2 (pool_max_conns) are in use: "
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), want) {
 		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
+// TestMadeHostIsNotFound looks up hosts that were made from a region, and do not exist.
+func TestMadeHostIsNotFound(t *testing.T) {
+	withoutPGEnvironment(t)
+	for _, test := range []struct {
+		name       string
+		env        map[string]string
+		connString string
+		replica    bool
+		host, from string
+	}{
+		{"PRIMARY_REGION", map[string]string{"FLY_REGION": "ord", "PRIMARY_REGION": "xyz"}, "app.internal/db", false,
+			"xyz.app.internal", "PRIMARY_REGION=xyz"},
+		{"fly_primary_region", map[string]string{"FLY_REGION": "ord", "PRIMARY_REGION": "nrt"}, "nrt.app.internal/db?fly_primary_region=xyz", false,
+			"xyz.app.internal", `PrimaryRegion (fly_primary_region) "xyz"`},
+		{"FLY_REGION", map[string]string{"FLY_REGION": "xyz", "PRIMARY_REGION": "nrt"}, "app.flycast/db", true,
+			"xyz.app.internal", "FLY_REGION=xyz"},
+		{"MY_REGION", map[string]string{"MY_REGION": "XYZ", "PRIMARY_REGION": "nrt"}, "app.internal/db", true,
+			"xyz.app.internal", "MY_REGION=xyz"},
+		{"fly_region", map[string]string{"FLY_REGION": "ord", "PRIMARY_REGION": "nrt"}, "app.internal/db?fly_region=xyz", true,
+			"xyz.app.internal", `Region (fly_region) "xyz"`},
+		{"fly_replica_regions", map[string]string{"FLY_REGION": "ord", "PRIMARY_REGION": "nrt"}, "app.internal/db?fly_replica_regions=xyz,ord", true,
+			"xyz.app.internal", `ReplicaRegions (fly_replica_regions) ["xyz" "ord"]`},
+		{"a host as given", map[string]string{"FLY_REGION": "ord", "PRIMARY_REGION": "xyz"}, "xyz.app.internal/db", false,
+			"xyz.app.internal", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for name, value := range test.env {
+				t.Setenv(name, value)
+			}
+			config, err := ParseConfig("postgres://u:hunter2@" + test.connString)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cause := &net.DNSError{Err: "no such host", Name: test.host, IsNotFound: true}
+			lookup := func(_ context.Context, host string) ([]string, error) {
+				if host != test.host {
+					return nil, errors.New("another host")
+				}
+				return nil, cause
+			}
+			config.ConnConfig.LookupFunc = lookup
+			pool, err := NewPoolWithConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+			plain := pool.Primary().Config()
+			own := pool.Primary()
+			if test.replica {
+				own = pool.ReplicaIn("xyz")
+				plain = own.Config()
+				plain.ConnConfig.ValidateConnect = nil
+			}
+			err = own.Ping(t.Context())
+
+			plain.ConnConfig.LookupFunc = lookup
+			plain.BeforeConnect = nil
+			raw, theirErr := pgxpool.NewWithConfig(t.Context(), plain)
+			if theirErr != nil {
+				t.Fatal(theirErr)
+			}
+			defer raw.Close()
+			theirErr = raw.Ping(t.Context())
+
+			var dnsError *net.DNSError
+			var connectError *pgconn.ConnectError
+			if !errors.As(err, &dnsError) || dnsError != cause || !errors.As(err, &connectError) || fmt.Sprintf("%T", err) != fmt.Sprintf("%T", theirErr) {
+				t.Errorf("%T: %v", err, err)
+			}
+			want := theirErr.Error()
+			if test.from != "" {
+				want = strings.ReplaceAll(want, cause.Error(), cause.Error()+" (the host was made from "+test.from+": want a region where app.internal has a Machine)")
+			}
+			if err.Error() != want {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 package flyregion
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"slices"
@@ -226,6 +227,29 @@ func pointAtReplica(c *pgconn.Config, region string) (bool, error) {
 	}
 	setConnectAttempts(c, append(local, nearest...))
 	return true, nil
+}
+
+// explainLookups has c say where a region was taken from when the lookup of a host fails that was made from it. given has
+// the hosts that were there before.
+func explainLookups(c, given *pgconn.Config, region, origin string) {
+	made := map[string]string{} // the apps of hosts that were made
+	for _, a := range connectAttempts(given) {
+		app, ok := flyApp(a.Host)
+		if host := region + "." + app + ".internal"; ok && host != a.Host {
+			made[host] = app
+		}
+	}
+	if len(made) == 0 {
+		return
+	}
+	lookup := c.LookupFunc
+	c.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
+		addresses, err := lookup(ctx, host)
+		if app, ours := made[host]; ours && err != nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w (the host was made from %s: want a region where %s.internal has a Machine)", err, origin, app)
+		}
+		return addresses, err
+	}
 }
 
 // connectAttempts returns what pgconn tries in turn to connect: every host, each with and without TLS if sslmode is

@@ -122,6 +122,27 @@ func (c *Config) replicaRegions() []string {
 	return reachable
 }
 
+// originOf says where a region to read from was taken from.
+func (c *Config) originOf(region string) string {
+	switch {
+	case slices.Contains(c.ReplicaRegions, region):
+		return fmt.Sprintf("%s %q", nameOfReplicaRegions, c.ReplicaRegions)
+	case region != c.Region:
+		return fmt.Sprintf("region %q", region)
+	case c.environment.region.gave(region):
+		return c.environment.region.name + "=" + region
+	}
+	return fmt.Sprintf("Region (fly_region) %q", region)
+}
+
+// originOfPrimary says where the primary's region was taken from.
+func (c *Config) originOfPrimary() string {
+	if c.environment.primaryRegion.gave(c.PrimaryRegion) {
+		return c.environment.primaryRegion.name + "=" + c.PrimaryRegion
+	}
+	return fmt.Sprintf("PrimaryRegion (fly_primary_region) %q", c.PrimaryRegion)
+}
+
 // settingOf names the setting that a region to read from comes from.
 func (c *Config) settingOf(region string) string {
 	if _, named := c.ReplicaConnStrings[region]; named {

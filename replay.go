@@ -341,7 +341,7 @@ func (t *tracker) observe(ctx context.Context, need LSN) (*report, error) {
 		return err
 	})
 	switch {
-	case err != nil && limited.Err() != nil && ctx.Err() == nil:
+	case err != nil && expired(ctx, limited):
 		return nil, noAnswerError(t.region, watcherTimeout, err)
 	case err != nil:
 		return nil, err

@@ -166,7 +166,7 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 		}
 		if ctx.Err() == nil && !errors.Is(err, errClosedPool) {
 			r.health.fail()
-			if limited.Err() != nil {
+			if expired(ctx, limited) {
 				err = r.noConnError(err)
 			}
 		}
@@ -264,7 +264,7 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 	if err != nil {
 		if ctx.Err() == nil {
 			r.health.fail()
-			if limited.Err() != nil {
+			if expired(ctx, limited) {
 				err = noAnswerError(r.region, r.limit, err)
 			} else {
 				err = fmt.Errorf("flyregion: replica in %s cannot be asked how far it has replayed: %w", r.region, err)
@@ -279,6 +279,16 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 
 // pooled reports whether a connection leads to a pooler.
 func pooled(conn *pgx.Conn) bool { return replicaConnOf(conn).report.pooled }
+
+// expired reports whether the deadline of limited has passed, which was made from ctx, and ctx has not ended. The error of
+// limited may be set a moment later.
+func expired(ctx, limited context.Context) bool {
+	ours, limits := limited.Deadline()
+	if theirs, set := ctx.Deadline(); !limits || set && !ours.Before(theirs) {
+		return false
+	}
+	return ctx.Err() == nil && !time.Now().Before(ours)
+}
 
 // noAnswerError returns the error of who has waited for a replica's answer for as long as this package does.
 func noAnswerError(region string, waited time.Duration, cause error) error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/flyregion/flyregion/internal/pgcluster"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -29,37 +30,6 @@ const (
 	ordToSyd     = 195 * time.Millisecond
 )
 
-const demoHelp = `flyregion demo: see what package flyregion does, on this machine.
-
-Starts a real PostgreSQL primary in nrt (Tokyo) and streaming replicas in ord
-(Chicago) and syd (Sydney), with the latencies that a public benchmark measured
-between them, and an app in each region whose pool is made by flyregion.NewPool
-and that knows nothing of regions. It shows
-
-  1. the same read done the plain way, every query to the primary, and through
-     flyregion;
-  2. a write followed at once by a read of it, in each region, as a waterfall of
-     its spans;
-  3. the same while replay is paused in ord: the read goes to the primary rather
-     than be stale or hang.
-
-It takes about ten seconds. When it ends, and also when Ctrl-C ends it, nothing
-is left behind.
-
-Usage:
-
-    flyregion demo
-
-Environment:
-
-    FLYREGION_POSTGRES           folder of the PostgreSQL programs to run, or
-                                 the word embedded to download them; default
-                                 the newest that is installed
-    OTEL_EXPORTER_OTLP_ENDPOINT  where to send the spans too, such as
-                                 http://localhost:4318
-    NO_COLOR                     no colours, also on a terminal
-`
-
 // demo runs the demonstration.
 func demo(ctx context.Context, stdout, stderr io.Writer) (err error) {
 	began := time.Now()
@@ -81,7 +51,7 @@ func demo(ctx context.Context, stdout, stderr io.Writer) (err error) {
 	exported, exportErr := tracing.stop()
 	switch {
 	case exportErr != nil:
-		fmt.Fprintln(stderr, wrap(fmt.Sprintf("flyregion: could not export the spans to %s: %v", exportEndpoint(), exportErr), pageWidth))
+		fmt.Fprintln(stderr, wrap(fmt.Sprintf("flyregion: could not export the spans to %s: %v", exportEndpoint(), exportErr), widthOf(stderr)))
 	case exported > 0:
 		d.page.text(plain, fmt.Sprintf("%d spans were exported to %s, as those of service %s.", exported, exportEndpoint(), serviceName))
 	}
@@ -128,6 +98,7 @@ func (d *demonstration) start(ctx context.Context) (err error) {
 		Primary:  primaryRegion,
 		Replicas: replicaRegions,
 		Progress: d.progress.step,
+		Received: d.progress.received,
 	})
 	if err != nil {
 		return err
@@ -174,15 +145,26 @@ func (d *demonstration) stop() (err error) {
 
 func (d *demonstration) introduce() {
 	d.progress.clear()
-	d.page.line(d.page.paint(bold, "flyregion demo"), ": a primary in nrt, replicas in ord and syd, an app in each")
+	d.page.wrapped("", bold, "flyregion demo: a primary in nrt, replicas in ord and syd, an app in each")
 	d.page.line()
 	d.page.text(plain, `The servers are real PostgreSQL, on this machine. The network between them has the latencies that a public `+
 		`benchmark measured from Tokyo: 1.72 ms per query to nrt, 138.27 ms to ord, 154.09 ms to syd. Each app opens its `+
 		`database as an app on Fly would,`)
 	d.page.line()
-	d.page.line("      ", d.page.paint(green, `pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))`))
+	for _, line := range d.page.code() {
+		d.page.line(d.page.paint(green, line))
+	}
 	d.page.line()
 	d.page.text(plain, `and knows nothing of regions: FLY_REGION and PRIMARY_REGION say where it runs and where the primary is.`)
+}
+
+// code returns the code that opens an app's pool.
+func (p *page) code() []string {
+	line := `      pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))`
+	if utf8.RuneCountInString(line) < p.width {
+		return []string{line}
+	}
+	return []string{`  pool, err := flyregion.NewPool(ctx,`, `      os.Getenv("DATABASE_URL"))`}
 }
 
 // compareReads is the first section.
@@ -308,11 +290,18 @@ func (d *demonstration) summary(took time.Duration) {
 		}
 	}
 	d.page.line()
-	d.page.line(d.page.paint(bold, "Reads were "+strings.Join(faster, " and ")+". None missed a write."))
+	d.page.wrapped("", bold, "Reads were "+strings.Join(faster, " and ")+". None missed a write.")
 	d.page.line()
-	d.page.line("  took          ", fmt.Sprintf("%.1f s", took.Seconds()))
-	d.page.line("  the package   go doc github.com/flyregion/flyregion")
-	if exportEndpoint() == "" {
-		d.page.line("  these spans   OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 flyregion demo")
+	facts := []definition{
+		{"took", fmt.Sprintf("%.1f s", took.Seconds())},
+		{"the package", "go doc github.com/flyregion/flyregion"},
 	}
+	if exportEndpoint() == "" {
+		export := definition{"these spans", "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 flyregion demo"}
+		if utf8.RuneCountInString(export.text) > d.page.width-16 {
+			export.text = "OTEL_EXPORTER_OTLP_ENDPOINT exports them: see flyregion help demo"
+		}
+		facts = append(facts, export)
+	}
+	d.page.definitions(2, facts...)
 }

@@ -34,8 +34,8 @@ func TestDemo(t *testing.T) {
 		t.Fatalf("exit code %d\n%s\n%s", code, stdout, stderr)
 	}
 	t.Logf("\n%s", stdout)
-	fits(t, stdout)
-	fits(t, stderr)
+	fits(t, defaultWidth, stdout)
+	fits(t, defaultWidth, stderr)
 
 	// What must be there, in this order.
 	rest := stdout

@@ -7,9 +7,12 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,10 +24,7 @@ func TestInterruptLeavesNothing(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts the demo many times")
 	}
-	program := filepath.Join(t.TempDir(), "flyregion")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	program := build(t)
 
 	for _, tt := range []struct {
 		name string
@@ -96,10 +96,7 @@ func TestSecondInterrupt(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it builds the program")
 	}
-	program := filepath.Join(t.TempDir(), "flyregion")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	program := build(t)
 	temp := shortTempDir(t)
 	cmd := exec.Command(program, "demo")
 	cmd.Env = append(os.Environ(), "TMPDIR="+temp)
@@ -132,6 +129,77 @@ func TestSecondInterrupt(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	leavesNothing(t, temp)
+}
+
+// TestInterruptDownload ends the program while it downloads PostgreSQL from a server that has gone silent.
+func TestInterruptDownload(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it builds the program")
+	}
+	program := build(t)
+	for _, tt := range []struct {
+		name   string
+		signal syscall.Signal
+	}{
+		{"interrupted", syscall.SIGINT},
+		{"killed", syscall.SIGKILL},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			begun := make(chan struct{})
+			repository := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Length", "14000000")
+				_, _ = w.Write(make([]byte, 1<<20))
+				w.(http.Flusher).Flush()
+				close(begun)
+				<-r.Context().Done()
+			}))
+			defer repository.Close()
+			temp := shortTempDir(t)
+			cache := filepath.Join(temp, "cache")
+			if err := os.Mkdir(cache, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(program, "demo")
+			cmd.Env = append(os.Environ(), "TMPDIR="+temp, "XDG_CACHE_HOME="+cache, "HOME="+cache, // HOME for macOS
+				"FLYREGION_POSTGRES=embedded", "FLYREGION_POSTGRES_REPOSITORY="+repository.URL)
+			output, err := start(cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-begun
+			if err := cmd.Process.Signal(tt.signal); err != nil {
+				t.Fatal(err)
+			}
+			text, _ := io.ReadAll(output)
+			err = cmd.Wait()
+			if tt.signal == syscall.SIGINT && cmd.ProcessState.ExitCode() != exitInterrupted {
+				t.Errorf("%v, want exit code %d\n%s", err, exitInterrupted, text)
+			}
+
+			// The folder that downloads are kept in may stay.
+			left := func() []string {
+				downloads, _ := filepath.Glob(filepath.Join(cache, "*", "download-*"))
+				more, _ := filepath.Glob(filepath.Join(cache, "*", "*", "*", "download-*")) // on macOS
+				return append(append(downloads, more...), slices.DeleteFunc(leftIn(temp), func(name string) bool { return name == cache })...)
+			}
+			for end := time.Now().Add(20 * time.Second); tt.signal == syscall.SIGKILL && len(left()) > 0 && time.Now().Before(end); {
+				time.Sleep(20 * time.Millisecond)
+			}
+			if left := left(); len(left) > 0 {
+				t.Errorf("left behind: %q", left)
+			}
+		})
+	}
+}
+
+// build returns the program.
+func build(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "flyregion")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return program
 }
 
 // start starts cmd and returns all that it prints.

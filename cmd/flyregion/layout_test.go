@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +60,7 @@ func TestWaterfall(t *testing.T) {
       SELECT               nrt:5432                        █████████  138.20 ms
 `
 	var got bytes.Buffer
-	newPage(&got).waterfall(bars(lagging()))
+	pageOf(&got, defaultWidth).waterfall(bars(lagging()))
 	equal(t, got.String(), want[1:])
 }
 
@@ -72,7 +73,7 @@ func TestWaterfallClips(t *testing.T) {
 `
 	ms := time.Millisecond
 	var got bytes.Buffer
-	newPage(&got).waterfall([]bar{
+	pageOf(&got, defaultWidth).waterfall([]bar{
 		{name: "a name that is longer than its column", note: "a note that is, too", end: ms},
 		{name: "later", start: 1234560 * time.Microsecond, end: 1234560 * time.Microsecond},
 		{name: "last", start: 1233560 * time.Microsecond, end: 1234560 * time.Microsecond},
@@ -80,13 +81,53 @@ func TestWaterfallClips(t *testing.T) {
 	equal(t, got.String(), want[1:])
 }
 
+// On narrow pages names are shorter, and then the notes go but for those that name servers. On wide ones bars are longer.
+func TestWaterfallFits(t *testing.T) {
+	for _, tt := range []struct {
+		width int
+		want  string
+	}{
+		{100, `
+  span                                   0                                     414.74 ms
+  write, then read         app in ord    ███████████████████████████████████████████████  414.74 ms
+    flyregion.forward      write         ███████████████▋                                 138.22 ms
+      INSERT               nrt:5432      ███████████████▋                                 138.20 ms
+    flyregion.replica_wait fell_back                    ▐███████████████▍                 138.20 ms
+    flyregion.forward      replica_lag                                  ▐███████████████  138.22 ms
+      SELECT               nrt:5432                                     ▐███████████████  138.20 ms
+`},
+		{60, `
+  span                         0        414.74 ms
+  write, then read app in ord  ██████████████████ 414.74 ms
+   forward         write       ██████             138.22 ms
+    INSERT         nrt:5432    ██████             138.20 ms
+   replica_wait    fell_back         ██████       138.20 ms
+   forward         replica_lag             ██████ 138.22 ms
+    SELECT         nrt:5432                ██████ 138.20 ms
+`},
+		{40, `
+  span              414.74 ms
+  write, then read  █████████ 414.74 ms
+   forward          ███       138.22 ms
+    INSERT nrt:5432 ███       138.20 ms
+   replica_wait        ███    138.20 ms
+   forward                ███ 138.22 ms
+    SELECT nrt:5432       ███ 138.20 ms
+`},
+	} {
+		var got bytes.Buffer
+		pageOf(&got, tt.width).waterfall(bars(lagging()))
+		equalIn(t, tt.width, got.String(), tt.want[1:])
+	}
+}
+
 func TestWaterfallInColour(t *testing.T) {
 	var got bytes.Buffer
-	p := &page{w: &got, coloured: true}
+	p := &page{w: &got, width: defaultWidth, coloured: true}
 	p.waterfall([]bar{{name: spanForward, note: "write", end: time.Millisecond, c: yellow}})
 	lines := strings.Split(got.String(), "\n")
 	want := "\x1b[33m  flyregion.forward       \x1b[0m \x1b[2mwrite        \x1b[0m \x1b[33m" +
-		strings.Repeat("█", barWidth) + "\x1b[0m    1.00 ms"
+		strings.Repeat("█", 27) + "\x1b[0m    1.00 ms"
 	if lines[1] != want {
 		t.Errorf("got  %q\nwant %q", lines[1], want)
 	}
@@ -124,7 +165,7 @@ func TestComparisons(t *testing.T) {
   syd               154.09 ms             1.54 ms   100.1x   14 ord, 1 syd
 `
 	var got bytes.Buffer
-	newPage(&got).comparisons([]comparison{
+	pageOf(&got, defaultWidth).comparisons([]comparison{
 		{"nrt", 1720 * time.Microsecond, 1720 * time.Microsecond, map[string]int{"nrt:5432": 15}},
 		{"ord", 138270 * time.Microsecond, 1700 * time.Microsecond, map[string]int{"ord:5433": 15}},
 		{"syd", 154090 * time.Microsecond, 1540 * time.Microsecond, map[string]int{"syd:5433": 1, "ord:5433": 14}},
@@ -132,10 +173,103 @@ func TestComparisons(t *testing.T) {
 	equal(t, got.String(), want[1:])
 }
 
+// What stands before and after the sections fits too.
+func TestDemoFits(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+	for _, width := range []int{minWidth, 60, defaultWidth, maxWidth} {
+		var got bytes.Buffer
+		d := &demonstration{page: pageOf(&got, width), progress: newProgress(io.Discard)}
+		for _, region := range replicaRegions {
+			d.comparisons = append(d.comparisons, comparison{region: region, central: 154 * time.Millisecond, through: 1540 * time.Microsecond})
+		}
+		d.introduce()
+		d.summary(7 * time.Second)
+		fits(t, width, got.String())
+		text := strings.Join(strings.Fields(got.String()), " ")
+		for _, want := range []string{
+			`pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL"))`,
+			"100.0x faster in ord and 100.0x faster in syd",
+			"7.0 s",
+			"OTEL_EXPORTER_OTLP_ENDPOINT",
+		} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%d columns: %q is not in\n%s", width, want, got.String())
+			}
+		}
+	}
+}
+
+// A narrow table has short titles and no more columns than fit.
+func TestComparisonsFit(t *testing.T) {
+	for _, tt := range []struct {
+		width int
+		want  string
+	}{
+		{60, `
+  app in    primary  flyregion   ratio  answered by
+  nrt       1.72 ms    1.72 ms    1.0x  nrt:5432
+  syd     154.09 ms    1.54 ms  100.1x  14 ord, 1 syd
+`},
+		{40, `
+  app in    primary  flyregion   ratio
+  nrt       1.72 ms    1.72 ms    1.0x
+  syd     154.09 ms    1.54 ms  100.1x
+`},
+	} {
+		var got bytes.Buffer
+		pageOf(&got, tt.width).comparisons([]comparison{
+			{"nrt", 1720 * time.Microsecond, 1720 * time.Microsecond, map[string]int{"nrt:5432": 15}},
+			{"syd", 154090 * time.Microsecond, 1540 * time.Microsecond, map[string]int{"syd:5433": 1, "ord:5433": 14}},
+		})
+		equalIn(t, tt.width, got.String(), tt.want[1:])
+	}
+}
+
 func TestHeading(t *testing.T) {
-	var got bytes.Buffer
-	newPage(&got).heading("1. Title", "note")
-	equal(t, got.String(), "\n1. Title"+strings.Repeat(" ", 67)+"note\n\n")
+	for _, tt := range []struct {
+		width       int
+		title, note string
+		want        string
+	}{
+		{80, "1. Title", "note", "\n1. Title" + strings.Repeat(" ", 67) + "note\n\n"},
+		{80, "1. Title", "", "\n1. Title\n\n"},
+		{40, "1. Title", "a note that has no room there", "\n1. Title  a note that has no room there\n\n"},
+		{40, "1. Title", "a note that has no room there at all", "\n1. Title\n  a note that has no room there at all\n\n"},
+		{40, "1. A title that is itself too long for the line", "", "\n1. A title that is itself too long for\nthe line\n\n"},
+	} {
+		var got bytes.Buffer
+		pageOf(&got, tt.width).heading(tt.title, tt.note)
+		equalIn(t, tt.width, got.String(), tt.want)
+	}
+}
+
+func TestDefinitions(t *testing.T) {
+	for _, tt := range []struct {
+		width int
+		want  string
+	}{
+		{60, `
+  a     short
+  name  a text that takes more than a line, and so goes on
+        below itself
+`},
+		{20, `
+  a
+      short
+  name
+      a text that
+      takes more
+      than a line,
+      and so goes on
+      below itself
+`},
+	} {
+		var got bytes.Buffer
+		pageOf(&got, tt.width).definitions(2,
+			definition{"a", "short"}, definition{"name", "a text that takes more than a line, and so goes on below itself"})
+		equalIn(t, tt.width, got.String(), tt.want[1:])
+	}
 }
 
 func TestWrap(t *testing.T) {
@@ -154,7 +288,7 @@ func TestWrap(t *testing.T) {
 
 func TestProgress(t *testing.T) {
 	var got bytes.Buffer
-	p := &progress{w: &got, rewrite: true}
+	p := &progress{w: &got, width: 40, rewrite: true}
 	p.step("a long step")
 	p.step("a step")
 	p.clear()
@@ -182,21 +316,55 @@ func TestMedian(t *testing.T) {
 	}
 }
 
-// equal compares text that must fit on the page.
-func equal(t *testing.T, got, want string) {
-	t.Helper()
-	if got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
+// A download is shown where the line can be written over, and in a line of its own nowhere.
+func TestProgressOfADownload(t *testing.T) {
+	var got bytes.Buffer
+	p := &progress{w: &got, width: 60, rewrite: true}
+	p.step("downloading PostgreSQL")
+	p.received(64<<10, 14_200_000)
+	p.received(70<<10, 14_200_000)
+	p.received(14_200_000, 14_200_000)
+	p.received(5_000_000, -1)
+	p.step("unpacking")
+	want := "\r  downloading PostgreSQL" + "\r  downloading PostgreSQL: 0.1 of 14.2 MB" + "\r  downloading PostgreSQL: 14.2 of 14.2 MB" +
+		"\r  downloading PostgreSQL: 5.0 MB         " + "\r  unpacking                     "
+	if got.String() != want {
+		t.Errorf("got  %q\nwant %q", got.String(), want)
 	}
-	fits(t, got)
+
+	got.Reset()
+	p = newProgress(&got)
+	p.step("downloading PostgreSQL")
+	p.received(1<<20, 14_200_000)
+	if want := "  downloading PostgreSQL\n"; got.String() != want {
+		t.Errorf("got  %q\nwant %q", got.String(), want)
+	}
 }
 
-func fits(t *testing.T, text string) {
+// pageOf is a page without colours.
+func pageOf(w io.Writer, width int) *page { return &page{w: w, width: width} }
+
+// equal compares text that must fit on a page of the default width.
+func equal(t *testing.T, got, want string) {
+	t.Helper()
+	equalIn(t, defaultWidth, got, want)
+}
+
+// equalIn compares text that must fit on a page.
+func equalIn(t *testing.T, width int, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%d columns: got\n%s\nwant\n%s", width, got, want)
+	}
+	fits(t, width, got)
+}
+
+func fits(t *testing.T, width int, text string) {
 	t.Helper()
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
-		if n := utf8.RuneCountInString(line); n > pageWidth {
-			t.Errorf("%d columns: %s", n, line)
+		if n := utf8.RuneCountInString(line); n > width {
+			t.Errorf("%d columns, where there are %d: %s", n, width, line)
 		}
 		if strings.TrimRight(line, " ") != line {
 			t.Errorf("blanks at the end of %q", line)

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -30,12 +31,17 @@ const (
 type command struct {
 	name    string
 	summary string
-	help    string
+	help    func(p *page)
 	run     func(ctx context.Context, stdout, stderr io.Writer) error
 }
 
-var commands = []command{
-	{name: "demo", summary: "three regions on this machine: local reads, own writes", help: demoHelp, run: demo},
+// commands returns all of them. A variable would refer to itself: help shows the others.
+func commands() []command {
+	return []command{
+		{name: "demo", summary: "three regions on this machine: local reads, own writes", help: demoHelp, run: demo},
+		{name: "version", summary: "which flyregion this is", help: versionHelp, run: version},
+		{name: "help", summary: "this text; 'flyregion help demo' says more about demo", help: helpHelp, run: help},
+	}
 }
 
 func main() {
@@ -47,28 +53,34 @@ func main() {
 
 // run is main without the process around it. It returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) == 0 || isHelp(args[0]) && len(args) == 1 {
-		fmt.Fprint(stdout, usage())
-		return exitOK
+	if len(args) == 0 {
+		args = []string{"help"}
 	}
-	if isHelp(args[0]) {
-		args = []string{args[1], args[0]}
+	name, args := args[0], args[1:]
+	switch {
+	case isHelp(name) && len(args) > 0 && isHelp(args[0]):
+		name = "help" // flyregion help help, flyregion help -h
+	case isHelp(name) && len(args) > 0:
+		name, args = args[0], append([]string{"help"}, args[1:]...) // flyregion help demo is flyregion demo help
+	case isHelp(name):
+		name = "help"
+	case name == "-version" || name == "--version":
+		name = "version"
 	}
 
-	c := commandNamed(args[0])
-	if c == nil {
-		fmt.Fprintf(stderr, "flyregion: unknown command %q\nRun 'flyregion help' for those that there are.\n", args[0])
-		return exitUsage
+	c, ok := commandNamed(name)
+	if !ok {
+		return misused(stderr, fmt.Sprintf("flyregion: unknown %s %q", kind(name, "command"), name), "flyregion help")
 	}
-	for _, arg := range args[1:] {
-		if isHelp(arg) {
-			fmt.Fprint(stdout, c.help)
+	if len(args) > 0 && isHelp(args[0]) {
+		if len(args) == 1 {
+			c.help(newPage(stdout))
 			return exitOK
 		}
+		args = args[1:]
 	}
-	if len(args) > 1 {
-		fmt.Fprintf(stderr, "flyregion %s: unknown argument %q\nRun 'flyregion help %s'.\n", c.name, args[1], c.name)
-		return exitUsage
+	if len(args) > 0 {
+		return misused(stderr, fmt.Sprintf("flyregion %s: unknown %s %q", c.name, kind(args[0], "argument"), args[0]), "flyregion help "+c.name)
 	}
 
 	err := c.run(ctx, stdout, stderr)
@@ -82,9 +94,23 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "flyregion: interrupted; nothing is left running")
 		return exitInterrupted
 	default:
-		fmt.Fprintln(stderr, wrap("flyregion: "+err.Error(), pageWidth))
+		fmt.Fprintln(stderr, wrap("flyregion: "+err.Error(), widthOf(stderr)))
 		return exitFailure
 	}
+}
+
+// misused tells a user what is wrong with the command line, and which command says what is right.
+func misused(stderr io.Writer, what, see string) int {
+	fmt.Fprintln(stderr, wrap(what+"\nRun '"+see+"' for what there is.", widthOf(stderr)))
+	return exitUsage
+}
+
+// kind says what an argument of the command line is: a flag, or what is wanted in its place.
+func kind(arg, wanted string) string {
+	if strings.HasPrefix(arg, "-") {
+		return "flag"
+	}
+	return wanted
 }
 
 // interrupted reports whether err came of a signal. A terminal sends Ctrl-C to the programs that we run as well, and one
@@ -99,13 +125,13 @@ func interrupted(ctx context.Context, err error) bool {
 	return !isCleanupError(err)
 }
 
-func commandNamed(name string) *command {
-	for i := range commands {
-		if commands[i].name == name {
-			return &commands[i]
+func commandNamed(name string) (c command, ok bool) {
+	for _, c := range commands() {
+		if c.name == name {
+			return c, true
 		}
 	}
-	return nil
+	return command{}, false
 }
 
 func isHelp(arg string) bool {
@@ -114,25 +140,4 @@ func isHelp(arg string) bool {
 		return true
 	}
 	return false
-}
-
-func usage() string {
-	text := `flyregion: one PostgreSQL pool for an app in several regions of Fly.io.
-Reads run on the replica beside the app, writes on the primary, and a read
-never misses a write that the app made before.
-
-Usage:
-
-    flyregion <command>
-
-Commands:
-
-`
-	for _, c := range commands {
-		text += fmt.Sprintf("    %-6s %s\n", c.name, c.summary)
-	}
-	return text + `    help   this text; 'flyregion help demo' says more about demo
-
-The package: go doc github.com/flyregion/flyregion
-`
 }

@@ -55,8 +55,8 @@ func median(times []time.Duration) time.Duration {
 func (p *page) comparisons(all []comparison) {
 	columns := []column{
 		{title: "app in"},
-		{title: "all to the primary", right: true, c: red},
-		{title: "through flyregion", right: true, c: green},
+		{title: "all to the primary", short: "primary", right: true, c: red},
+		{title: "through flyregion", short: "flyregion", right: true, c: green},
 		{title: "ratio", right: true, c: bold},
 		{title: "answered by"},
 	}

@@ -8,8 +8,12 @@ import (
 	"unicode/utf8"
 )
 
-// pageWidth is the longest line that is printed.
-const pageWidth = 80
+// How wide a page is: as its terminal, within limits. Longer lines are hard to read, and shorter ones hold no table.
+const (
+	defaultWidth = 80 // where there is no terminal
+	minWidth     = 40
+	maxWidth     = 100
+)
 
 // isTerminal reports whether w is a terminal that understands more than lines of text.
 func isTerminal(w io.Writer) bool {
@@ -17,8 +21,21 @@ func isTerminal(w io.Writer) bool {
 	if !ok || os.Getenv("TERM") == "dumb" {
 		return false
 	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	_, ok = columns(file)
+	return ok
+}
+
+// widthOf returns the width of the page on w.
+func widthOf(w io.Writer) int {
+	file, ok := w.(*os.File)
+	if !ok {
+		return defaultWidth
+	}
+	n, ok := columns(file)
+	if !ok || n == 0 {
+		return defaultWidth
+	}
+	return min(max(n, minWidth), maxWidth)
 }
 
 // colour is an SGR parameter; see https://no-color.org for when it is used.
@@ -38,11 +55,12 @@ const (
 // page is where the result is printed.
 type page struct {
 	w        io.Writer
+	width    int // no line is longer, but for a word that is
 	coloured bool
 }
 
 func newPage(w io.Writer) *page {
-	return &page{w: w, coloured: isTerminal(w) && os.Getenv("NO_COLOR") == ""}
+	return &page{w: w, width: widthOf(w), coloured: isTerminal(w) && os.Getenv("NO_COLOR") == ""}
 }
 
 // paint returns text in a colour, where there are colours. Pad text before: colours have a length but no width.
@@ -58,50 +76,118 @@ func (p *page) line(parts ...string) {
 	fmt.Fprintln(p.w, strings.TrimRight(strings.Join(parts, ""), " "))
 }
 
-// heading prints the title of a section, with a note at the right.
+// heading prints the title of a section, with a note at the right, or below where there is no room.
 func (p *page) heading(title, note string) {
-	gap := max(1, pageWidth-1-utf8.RuneCountInString(title)-utf8.RuneCountInString(note))
 	p.line()
-	p.line(p.paint(bold, title), strings.Repeat(" ", gap), p.paint(dim, note))
+	gap := p.width - 1 - utf8.RuneCountInString(title) - utf8.RuneCountInString(note)
+	if note != "" && gap > 0 {
+		p.line(p.paint(bold, title), strings.Repeat(" ", gap), p.paint(dim, note))
+	} else {
+		p.wrapped("", bold, title)
+		if note != "" {
+			p.wrapped(margin, dim, note)
+		}
+	}
 	p.line()
 }
 
+// margin is the blank on both sides of a paragraph.
+const margin = "  "
+
 // text prints a paragraph, with a margin.
 func (p *page) text(c colour, paragraph string) {
-	const margin = "  "
-	for line := range strings.Lines(wrap(paragraph, pageWidth-2*len(margin))) {
-		p.line(margin, p.paint(c, strings.TrimSuffix(line, "\n")))
+	p.wrapped(margin, c, paragraph)
+}
+
+// wrapped prints a paragraph in lines that begin and end with a blank.
+func (p *page) wrapped(blank string, c colour, paragraph string) {
+	for line := range strings.Lines(wrap(paragraph, p.width-2*len(blank))) {
+		p.line(blank, p.paint(c, strings.TrimSuffix(line, "\n")))
+	}
+}
+
+// definition is a name and what it stands for.
+type definition struct{ name, text string }
+
+// definitions prints a list of them in two columns or, where there is no room, each text below its name.
+func (p *page) definitions(indent int, list ...definition) {
+	const gap, least = 2, 30
+	left := 0
+	for _, d := range list {
+		left = max(left, indent+utf8.RuneCountInString(d.name)+gap)
+	}
+	below := p.width-left < least
+	if below {
+		left = indent + 4
+	}
+	for _, d := range list {
+		head := strings.Repeat(" ", indent) + d.name
+		if below {
+			p.line(head)
+			head = ""
+		}
+		for line := range strings.Lines(wrap(d.text, p.width-left)) {
+			p.line(align(head, left, false), strings.TrimSuffix(line, "\n"))
+			head = ""
+		}
 	}
 }
 
 // progress tells what is being waited for: in one line that is written over again and again, where that is possible.
 type progress struct {
 	w       io.Writer
+	width   int
 	rewrite bool
-	written int // width of the line that is there now
+	what    string // the step that is waited for
+	written string // the line that is there now
 }
 
 func newProgress(w io.Writer) *progress {
-	return &progress{w: w, rewrite: isTerminal(w)}
+	return &progress{w: w, width: widthOf(w), rewrite: isTerminal(w)}
 }
 
 // step replaces the line.
 func (p *progress) step(what string) {
-	line := clip("  "+what, pageWidth-4)
+	p.what = what
 	if !p.rewrite {
-		fmt.Fprintln(p.w, line)
+		fmt.Fprintln(p.w, p.fit(what))
 		return
 	}
-	fmt.Fprintf(p.w, "\r%-*s", p.written, line)
-	p.written = utf8.RuneCountInString(line)
+	p.write(what)
 }
+
+// received adds to the line how much of a download has come, where the line is written over.
+func (p *progress) received(received, total int64) {
+	switch {
+	case !p.rewrite:
+	case total < 0:
+		p.write(fmt.Sprintf("%s: %s MB", p.what, megabytes(received)))
+	default:
+		p.write(fmt.Sprintf("%s: %s of %s MB", p.what, megabytes(received), megabytes(total)))
+	}
+}
+
+func megabytes(n int64) string { return fmt.Sprintf("%.1f", float64(n)/1e6) }
+
+// write writes a line over the one that is there.
+func (p *progress) write(what string) {
+	line := p.fit(what)
+	if line == p.written {
+		return
+	}
+	fmt.Fprintf(p.w, "\r%-*s", utf8.RuneCountInString(p.written), line)
+	p.written = line
+}
+
+// fit returns the line for a step. It leaves room for the ^C that a terminal prints.
+func (p *progress) fit(what string) string { return clip("  "+what, p.width-4) }
 
 // clear takes the line away.
 func (p *progress) clear() {
-	if p.written > 0 {
+	if p.written != "" {
 		const echo = len("^C")
-		fmt.Fprintf(p.w, "\r%*s\r", p.written+echo, "")
-		p.written = 0
+		fmt.Fprintf(p.w, "\r%*s\r", utf8.RuneCountInString(p.written)+echo, "")
+		p.written = ""
 	}
 }
 

@@ -11,19 +11,35 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// The columns of a waterfall: the spans' names, what is worth knowing of each, when it ran, and how long. With the three
-// blanks between them they stay below pageWidth.
-const (
-	nameWidth = 26
-	noteWidth = 13
-	barWidth  = 27
-	timeWidth = 10
-)
+// waterfallLayout is how wide the columns of a waterfall are: the spans' names, what is worth knowing of each, when it
+// ran, and how long. There are blanks between them.
+type waterfallLayout struct {
+	name, note, bar, time int
+	indent                int    // of a span below its parent
+	prefix                string // is left out of names
+}
+
+// layoutOf returns the layout for a page. Bars take what the rest leaves.
+func layoutOf(width int) waterfallLayout {
+	wide := waterfallLayout{name: 26, note: 13, time: 10, indent: 2}
+	narrow := waterfallLayout{name: 18, note: 11, time: 9, indent: 1, prefix: "flyregion."}
+	for _, l := range []waterfallLayout{wide, narrow} {
+		const enough = 12
+		if l.bar = width - 1 - l.name - l.note - l.time - 3; l.bar >= enough {
+			return l
+		}
+	}
+	// The servers, which are the notes worth most, become part of the names.
+	narrow.name, narrow.note = 19, 0
+	narrow.bar = width - 1 - narrow.name - narrow.time - 2
+	return narrow
+}
 
 // bar is one line of a waterfall.
 type bar struct {
 	name       string
 	note       string
+	server     bool // the note names a server
 	depth      int
 	start, end time.Duration // since the first span began
 	c          colour
@@ -53,12 +69,13 @@ func bars(spans []sdktrace.ReadOnlySpan) []bar {
 	descend = func(parent trace.SpanID, depth int) {
 		for _, s := range children[parent] {
 			all = append(all, bar{
-				name:  s.Name(),
-				note:  noteOf(s),
-				depth: depth,
-				start: s.StartTime().Sub(spans[0].StartTime()),
-				end:   s.EndTime().Sub(spans[0].StartTime()),
-				c:     colourOf(s),
+				name:   s.Name(),
+				note:   noteOf(s),
+				server: attributeOf(s, attrServer) != "",
+				depth:  depth,
+				start:  s.StartTime().Sub(spans[0].StartTime()),
+				end:    s.EndTime().Sub(spans[0].StartTime()),
+				c:      colourOf(s),
 			})
 			descend(s.SpanContext().SpanID(), depth+1)
 		}
@@ -95,13 +112,28 @@ func (p *page) waterfall(all []bar) {
 		total = max(total, b.end)
 	}
 
+	l := layoutOf(p.width)
 	end := millis(total)
-	p.line(p.paint(dim, fmt.Sprintf("  %-*s %-*s 0 %*s", nameWidth-2, "span", noteWidth, "", barWidth-2, end)))
+	axis := align(end, l.bar, true)
+	if from, ok := strings.CutPrefix(axis, "  "); ok {
+		axis = "0 " + from
+	}
+	title := []string{margin, align("span", l.name-len(margin), false), " "}
+	if l.note > 0 {
+		title = append(title, strings.Repeat(" ", l.note+1))
+	}
+	p.line(p.paint(dim, strings.Join(append(title, axis), "")))
 	for _, b := range all {
-		name := align(clip(strings.Repeat("  ", b.depth+1)+b.name, nameWidth), nameWidth, false)
-		note := align(clip(b.note, noteWidth), noteWidth, false)
-		p.line(p.paint(b.c, name), " ", p.paint(dim, note), " ",
-			p.paint(b.c, strip(b.start, b.end, total, barWidth)), " ", align(millis(b.end-b.start), timeWidth, true))
+		name := strings.Repeat(" ", len(margin)+l.indent*b.depth) + strings.TrimPrefix(b.name, l.prefix)
+		note := ""
+		switch {
+		case l.note > 0:
+			note = p.paint(dim, align(clip(b.note, l.note), l.note, false)) + " "
+		case b.server:
+			name += " " + b.note
+		}
+		p.line(p.paint(b.c, align(clip(name, l.name), l.name, false)), " ", note,
+			p.paint(b.c, strip(b.start, b.end, total, l.bar)), " ", align(millis(b.end-b.start), l.time, true))
 	}
 }
 

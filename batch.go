@@ -150,7 +150,9 @@ func (b *replicaBatch) move(err error) (moved bool) {
 	if !b.closing {
 		b.release()
 	}
-	b.BatchResults = b.reads.primary.sendBatch(b.ctx, why, b.from(b.next-1))
+	rt := b.route
+	rt.toPrimary(why)
+	b.BatchResults = b.reads.primary.sendBatch(b.ctx, &rt, b.from(b.next-1))
 	return true
 }
 

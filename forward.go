@@ -10,16 +10,16 @@ import (
 )
 
 // exec runs a statement on the primary.
-func (p *primary) exec(ctx context.Context, why reason, sql string, args []any) (tag pgconn.CommandTag, err error) {
-	ctx, f := p.forward(ctx, "exec", why)
+func (p *primary) exec(ctx context.Context, rt *route, sql string, args []any) (tag pgconn.CommandTag, err error) {
+	ctx, f := p.forward(ctx, "exec", rt)
 	defer func() { f.end(err) }()
 
 	return p.pool.Exec(ctx, sql, args...)
 }
 
 // query runs a statement with rows on the primary.
-func (p *primary) query(ctx context.Context, why reason, sql string, args []any) (pgx.Rows, error) {
-	ctx, f := p.forward(ctx, "query", why)
+func (p *primary) query(ctx context.Context, rt *route, sql string, args []any) (pgx.Rows, error) {
+	ctx, f := p.forward(ctx, "query", rt)
 	rows, err := p.pool.Query(ctx, sql, args...)
 	if err != nil {
 		f.end(err)
@@ -32,8 +32,8 @@ func (p *primary) query(ctx context.Context, why reason, sql string, args []any)
 }
 
 // queryRow runs a statement with one row on the primary.
-func (p *primary) queryRow(ctx context.Context, why reason, sql string, args []any) pgx.Row {
-	ctx, f := p.forward(ctx, "query", why)
+func (p *primary) queryRow(ctx context.Context, rt *route, sql string, args []any) pgx.Row {
+	ctx, f := p.forward(ctx, "query", rt)
 	row := p.pool.QueryRow(ctx, sql, args...)
 	if f == (forwarding{}) {
 		return row
@@ -42,8 +42,8 @@ func (p *primary) queryRow(ctx context.Context, why reason, sql string, args []a
 }
 
 // sendBatch sends a batch to the primary.
-func (p *primary) sendBatch(ctx context.Context, why reason, b *pgx.Batch) pgx.BatchResults {
-	ctx, f := p.forward(ctx, "batch", why)
+func (p *primary) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.BatchResults {
+	ctx, f := p.forward(ctx, "batch", rt)
 	results := p.pool.SendBatch(ctx, b)
 	if f == (forwarding{}) {
 		return results
@@ -52,8 +52,8 @@ func (p *primary) sendBatch(ctx context.Context, why reason, b *pgx.Batch) pgx.B
 }
 
 // begin starts a transaction on the primary.
-func (p *primary) begin(ctx context.Context, why reason, options pgx.TxOptions) (tx pgx.Tx, err error) {
-	ctx, f := p.forward(ctx, "begin", why)
+func (p *primary) begin(ctx context.Context, rt *route, options pgx.TxOptions) (tx pgx.Tx, err error) {
+	ctx, f := p.forward(ctx, "begin", rt)
 	defer func() { f.end(err) }()
 
 	return p.pool.BeginTx(ctx, options)
@@ -61,7 +61,7 @@ func (p *primary) begin(ctx context.Context, why reason, options pgx.TxOptions) 
 
 // copyFrom copies rows to the primary.
 func (p *primary) copyFrom(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (n int64, err error) {
-	ctx, f := p.forward(ctx, "copy", becauseWrite)
+	ctx, f := p.forward(ctx, "copy", &route{to: targetPrimary, why: becauseWrite})
 	defer func() { f.end(err) }()
 
 	return p.pool.CopyFrom(ctx, table, columns, source)
@@ -77,10 +77,10 @@ type forwarding struct {
 // reads come many at once. There are slots for half of the primary's connections, so that writes find the other half free.
 // But a read waits for a slot no longer than for a replica, and then runs without one: the reads that have the slots may
 // be waiting for it.
-func (p *primary) forward(ctx context.Context, operation string, why reason) (context.Context, forwarding) {
-	ctx, span := p.telemetry.forward(ctx, operation, why)
+func (p *primary) forward(ctx context.Context, operation string, rt *route) (context.Context, forwarding) {
+	ctx, span := p.telemetry.forward(ctx, operation, rt)
 	f := forwarding{span: span}
-	if why != becauseLag && why != becauseUnreachable {
+	if rt.why != becauseLag && rt.why != becauseUnreachable {
 		return ctx, f
 	}
 

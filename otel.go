@@ -2,11 +2,17 @@ package flyregion
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -58,18 +64,14 @@ type telemetry struct {
 	wait         metric.Float64Histogram
 	statements   metric.Int64Counter
 	registration metric.Registration
-	// counted holds the attributes of each count, which would be allocated anew every time otherwise.
-	counted sync.Map // of countKey to metric.MeasurementOption
+	counts       statementCounts
+	// options holds the attributes of each count, which would be allocated anew every time otherwise.
+	options sync.Map // of countKey to metric.MeasurementOption
 }
 
 type boundTracer struct {
 	provider trace.TracerProvider
 	tracer   trace.Tracer
-}
-
-type countKey struct {
-	target target
-	reason reason
 }
 
 // newTelemetry makes the instruments, but for the lag gauges.
@@ -163,16 +165,17 @@ func (t *telemetry) metering() bool {
 	return t.config.MeterProvider != nil || otel.GetMeterProvider() != unsetMeterProvider
 }
 
-// sent counts a statement.
-func (t *telemetry) sent(ctx context.Context, to target, why reason) {
+// sent counts a statement, for Stat and for the metric. conn is a number of its connection, 0 for the primary's.
+func (t *telemetry) sent(ctx context.Context, to target, why reason, conn uint32) {
+	t.counts.sent(to, why, conn)
 	if !t.metering() {
 		return
 	}
 	key := countKey{to, why}
-	option, ok := t.counted.Load(key)
+	option, ok := t.options.Load(key)
 	if !ok {
 		set := attribute.NewSet(attrTarget.String(to.String()), attrReason.String(string(why)))
-		option, _ = t.counted.LoadOrStore(key, metric.WithAttributeSet(set))
+		option, _ = t.options.LoadOrStore(key, metric.WithAttributeSet(set))
 	}
 	t.statements.Add(ctx, 1, option.(metric.MeasurementOption))
 }
@@ -193,17 +196,52 @@ func (s span) end(err error) {
 }
 
 // forward begins the span of a statement that the primary runs. The spans of the app's own tracer become its children
-// through the context.
-func (t *telemetry) forward(ctx context.Context, operation string, why reason) (context.Context, span) {
-	t.sent(ctx, targetPrimary, why)
+// through the context. If an error has brought the statement to the primary, the span has it as an event, and the region of
+// the replica that it came from.
+func (t *telemetry) forward(ctx context.Context, operation string, rt *route) (context.Context, span) {
+	t.sent(ctx, targetPrimary, rt.why, 0)
 	tracer := t.tracing()
 	if tracer == nil {
 		return ctx, span{}
 	}
 	ctx, s := tracer.Start(ctx, spanForward, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
 		attribute.String("db.system.name", "postgresql"),
-		attrOperation.String(operation), attrReason.String(string(why)), attrTarget.String(targetPrimary.String())))
+		attrOperation.String(operation), attrReason.String(string(rt.why)), attrTarget.String(targetPrimary.String())))
+	if rt.cause != nil && s.IsRecording() {
+		if rt.replica != nil {
+			s.SetAttributes(attrRegion.String(rt.replica.region))
+		}
+		s.AddEvent("exception", trace.WithAttributes(causeAttributes(rt.why, rt.cause)...))
+	}
 	return ctx, span{s}
+}
+
+// causeAttributes describes why a statement has left a replica, as OpenTelemetry's semantic conventions do for exceptions
+// and for databases. They hold no arguments of the statement.
+func causeAttributes(why reason, cause error) []attribute.KeyValue {
+	var pgErr *pgconn.PgError
+	if !errors.As(cause, &pgErr) {
+		of := []attribute.KeyValue{attribute.String("exception.type", fmt.Sprintf("%T", cause))}
+		if why != becauseLost || isOfConnection(cause) {
+			of = append(of, attribute.String("exception.message", cause.Error()))
+		}
+		return of
+	}
+	of := []attribute.KeyValue{
+		attribute.String("exception.type", fmt.Sprintf("%T", pgErr)), attribute.String("db.response.status_code", pgErr.Code),
+	}
+	if !strings.HasPrefix(pgErr.Code, "22") { // a data exception, whose message has the value
+		of = append(of, attribute.String("exception.message", cause.Error()))
+	}
+	return of
+}
+
+// isOfConnection reports whether an error is one of the connection, so that its message has nothing of the statement. pgx's
+// errors about an argument have its value.
+func isOfConnection(err error) bool {
+	var netErr net.Error
+	return errors.As(err, &netErr) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, errSilent)
 }
 
 // replicaWait is the wait of a read for its session's writes.

@@ -300,9 +300,9 @@ func TestNoProviderCostsNothing(t *testing.T) {
 	ctx := t.Context()
 
 	for what, f := range map[string]func(){
-		"sent": func() { pool.telemetry.sent(ctx, targetReplica, becauseRead) },
+		"sent": func() { pool.telemetry.sent(ctx, targetReplica, becauseRead, 7) },
 		"forward": func() {
-			forwarded, span := pool.telemetry.forward(ctx, "exec", becauseWrite)
+			forwarded, span := pool.telemetry.forward(ctx, "exec", &route{to: targetPrimary, why: becauseWrite, cause: errFailed})
 			if forwarded != ctx {
 				t.Fatal("something is recorded")
 			}

@@ -332,6 +332,8 @@ func TestForwardSpanReasons(t *testing.T) {
 		before    func(*testing.T, *Pool) // is not recorded
 		run       func(*testing.T, *Pool) error
 		replica   string // the reason of a read that was sent to the replica first
+		cause     string // is in the message of the replica's error; there is none if it is empty
+		code      string // its SQLSTATE
 	}{
 		{reason: becauseWrite, operation: "exec", run: exec("insert into " + name + " values (1)")},
 		{reason: becauseWrite, operation: "query", run: func(t *testing.T, p *Pool) error {
@@ -370,7 +372,7 @@ func TestForwardSpanReasons(t *testing.T) {
 			}
 			return tx.Rollback(t.Context())
 		}},
-		{reason: becauseUnknown, operation: "exec", run: read, before: func(t *testing.T, p *Pool) {
+		{reason: becauseUnknown, operation: "exec", run: read, cause: "the position of the session's last write is not known", before: func(t *testing.T, p *Pool) {
 			conn, err := p.Acquire(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -380,20 +382,21 @@ func TestForwardSpanReasons(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{reason: becauseLag, operation: "exec", run: read, before: func(t *testing.T, p *Pool) {
+		{reason: becauseLag, operation: "exec", run: read, cause: "replica in ord has replayed ", before: func(t *testing.T, p *Pool) {
 			pauseReplay(t, ord)
 			if _, err := p.Primary().Exec(t.Context(), "insert into "+name+" values (1)"); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{reason: becauseUnreachable, operation: "exec", run: read, before: func(t *testing.T, p *Pool) {
+		{reason: becauseUnreachable, operation: "exec", run: read, cause: "failed to connect to `user=", before: func(t *testing.T, p *Pool) {
 			link := cluster.Link("ord", "ord")
 			link.Cut()
 			t.Cleanup(link.Restore)
 		}},
 		{reason: becauseWrite, operation: "exec", run: exec("select " + volatile + "()")},
-		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), replica: "read"},
-		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), before: func(t *testing.T, p *Pool) {
+		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), replica: "read",
+			cause: "cannot execute INSERT in a read-only transaction", code: "25006"},
+		{reason: becauseRefused, operation: "exec", run: exec("select " + writes + "()"), cause: "a replica has refused a statement of this shape before", before: func(t *testing.T, p *Pool) {
 			// From the second time on the replica is not asked.
 			p.router.refused.addPermanent(sqltext.Shape("select " + writes + "()"))
 		}},
@@ -401,8 +404,9 @@ func TestForwardSpanReasons(t *testing.T) {
 			_, err := p.Exec(t.Context(), "select $1::text", valuer(func() (driver.Value, error) { return "once", nil }))
 			return err
 		}},
-		{reason: becauseLost, operation: "exec", run: exec("select " + dies + "()"), replica: "read"},
-		{reason: becauseConflict, operation: "query", replica: "read", run: func(t *testing.T, p *Pool) error {
+		{reason: becauseLost, operation: "exec", run: exec("select " + dies + "()"), replica: "read",
+			cause: "terminating connection due to administrator command", code: "57P01"},
+		{reason: becauseConflict, operation: "query", replica: "read", cause: "conflict with recovery", code: "40001", run: func(t *testing.T, p *Pool) error {
 			set := func(sql string) {
 				if err := ord.Exec(context.Background(), sql); err != nil {
 					t.Error(err)
@@ -434,7 +438,7 @@ func TestForwardSpanReasons(t *testing.T) {
 				}
 			}
 		}},
-		{reason: becauseMissing, operation: "query", replica: "read", run: func(t *testing.T, p *Pool) error {
+		{reason: becauseMissing, operation: "query", replica: "read", cause: "does not exist", code: "42P01", run: func(t *testing.T, p *Pool) error {
 			resume := pauseReplay(t, ord)
 			missing := uniqueName("t")
 			if err := leader.Exec(t.Context(), "create table "+missing+" (id int)"); err != nil {
@@ -481,6 +485,14 @@ func TestForwardSpanReasons(t *testing.T) {
 			}
 			if span.SpanKind() != trace.SpanKindClient || span.Status().Code != codes.Unset {
 				t.Errorf("the span is of kind %v and has status %v", span.SpanKind(), span.Status())
+			}
+			checkCause(t, span, test.cause, test.code)
+			region := ""
+			if test.replica != "" || test.reason == becauseLag || test.reason == becauseUnreachable {
+				region = "ord"
+			}
+			if got := attrOf(span, attrRegion).AsString(); got != region {
+				t.Errorf("the region is %q, want %q", got, region)
 			}
 
 			want := map[string]int64{"primary " + string(test.reason): 1}

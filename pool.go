@@ -188,7 +188,7 @@ func (p *Pool) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comman
 			return tag, err
 		}
 	}
-	return p.primary.exec(ctx, rt.why, sql, args)
+	return p.primary.exec(ctx, &rt, sql, args)
 }
 
 // Query runs a statement as [pgxpool.Pool.Query] does, on the replica if it reads and on the primary if not. A read that
@@ -205,7 +205,7 @@ func (p *Pool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, er
 			return rows, err
 		}
 	}
-	return p.primary.query(ctx, rt.why, sql, args)
+	return p.primary.query(ctx, &rt, sql, args)
 }
 
 // QueryRow runs a statement as [pgxpool.Pool.QueryRow] does, on the replica if it reads and on the primary if not. A
@@ -221,7 +221,7 @@ func (p *Pool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 			return row
 		}
 	}
-	return p.primary.queryRow(ctx, rt.why, sql, args)
+	return p.primary.queryRow(ctx, &rt, sql, args)
 }
 
 // SendBatch sends a batch as [pgxpool.Pool.SendBatch] does, to the replica if every statement in it reads and to the
@@ -237,7 +237,7 @@ func (p *Pool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 			return results
 		}
 	}
-	return p.primary.sendBatch(ctx, rt.why, b)
+	return p.primary.sendBatch(ctx, &rt, b)
 }
 
 // Begin starts a transaction on the primary as [pgxpool.Pool.Begin] does.
@@ -263,7 +263,7 @@ func (p *Pool) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, erro
 			return tx, err
 		}
 	}
-	return p.primary.begin(ctx, rt.why, options)
+	return p.primary.begin(ctx, &rt, options)
 }
 
 // CopyFrom copies rows to the primary as [pgxpool.Pool.CopyFrom] does.
@@ -344,6 +344,7 @@ func (p *Pool) Stat() *Stat {
 		for _, r := range p.replicas.list {
 			s.replicas = append(s.replicas, regionStat{r.region, r.pool.Stat()})
 		}
+		s.statements = p.telemetry.counts.list()
 	}
 	return s
 }

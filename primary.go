@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -77,6 +78,24 @@ func (p *primary) covers(state sessionState) bool {
 	}
 	current := p.identity.Load()
 	return state.position == 0 || current != nil && state.origin == current.server
+}
+
+// Why a read cannot be checked against the session's position.
+var (
+	errUnknownWrite     = errors.New("flyregion: the position of the session's last write is not known")
+	errOutdatedPosition = errors.New("flyregion: the session's position is of no use any more, and the primary has to be asked for another")
+	errOtherPrimary     = errors.New("flyregion: the session's position is in the log of another primary")
+)
+
+// doubt says why a primary does not cover state.
+func doubt(state sessionState) error {
+	switch {
+	case state.unknown > 0:
+		return errUnknownWrite
+	case state.outdated > 0:
+		return errOutdatedPosition
+	}
+	return errOtherPrimary
 }
 
 // awaitWrite makes a write wait for the replica, if Config.AwaitWrites says so. The write has succeeded: that the replica

@@ -80,6 +80,7 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		}
 		rep = rd.replicas.list[0]
 	}
+	rt.replica = rep
 	conn, err := acquireFresh(ctx, rd, rt, rep, from, state)
 	if errors.Is(err, errOutdated) {
 		rd.sessionOf(rt).outdate(state)
@@ -93,7 +94,7 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		from.release(rep, conn)
 		return nil, nil, ctx.Err()
 	case err == nil:
-		rd.telemetry.sent(ctx, targetReplica, rt.why)
+		rd.telemetry.sent(ctx, targetReplica, rt.why, conn.Conn().PgConn().PID())
 		return rep, conn, nil
 	case hookFailed(err) != nil:
 		return nil, nil, hookFailed(err)
@@ -104,9 +105,9 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	case ctx.Err() != nil || errors.Is(err, errClosedPool) || rt.target == targetReplica:
 		return nil, nil, err
 	case errors.Is(err, ErrReplicaLag):
-		rt.toPrimary(becauseLag)
+		rt.fallBack(becauseLag, err)
 	default:
-		rt.toPrimary(becauseUnreachable)
+		rt.fallBack(becauseUnreachable, err)
 	}
 	return nil, nil, nil
 }
@@ -119,10 +120,11 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 		return sessionState{}, nil
 	}
 	session := rd.sessionOf(rt)
-	if state := session.load(); rt.target == targetReplica || rd.primary.covers(state) {
+	state := session.load()
+	if rt.target == targetReplica || rd.primary.covers(state) {
 		return rd.primary.positionOf(ctx, session)
 	}
-	rt.toPrimary(becauseUnknown)
+	rt.fallBack(becauseUnknown, doubt(state))
 	return sessionState{}, nil
 }
 
@@ -263,7 +265,7 @@ func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.
 		if limited.Err() != nil && ctx.Err() == nil && conn.IsClosed() {
 			rep.health.fail() // so that other reads do not wait for it too
 		}
-		rt.toPrimary(becauseCatalog)
+		rt.fallBack(becauseCatalog, err)
 		return false
 	}
 	facts := rd.router.statements.facts(answers)

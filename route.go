@@ -35,11 +35,18 @@ type route struct {
 	intent
 	to  target
 	why reason
+	// replica is the one that was chosen, nil if none was.
+	replica *replica
+	// cause is the error because of which the statement left that replica, nil if there was none.
+	cause error
 	// undecided are the statements of which only the database's catalog can tell whether they read.
 	undecided []string
 	// retry says that a replica has refused such a statement before, and is now tried anew.
 	retry bool
 }
+
+// errRefusedBefore is the cause of a statement that is not tried on a replica.
+var errRefusedBefore = errors.New("flyregion: a replica has refused a statement of this shape before")
 
 // router decides where statements go, and why. It does no I/O.
 type router struct {
@@ -50,6 +57,12 @@ type router struct {
 // toPrimary sends the route to the primary.
 func (r *route) toPrimary(why reason) {
 	r.to, r.why = targetPrimary, why
+}
+
+// fallBack sends the route to the primary because of an error.
+func (r *route) fallBack(why reason, cause error) {
+	r.toPrimary(why)
+	r.cause = cause
 }
 
 // route decides where a statement goes, by its context and its SQL.
@@ -73,7 +86,7 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 	case s.Access == sqltext.Write || rewritten(args):
 		rt.toPrimary(becauseWrite)
 	case r.refuses(&rt, sql):
-		rt.toPrimary(becauseRefused)
+		rt.fallBack(becauseRefused, errRefusedBefore)
 	case consumable(args):
 		rt.toPrimary(becauseConsumable)
 	default:
@@ -102,7 +115,7 @@ func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
 		for _, q := range b.QueuedQueries {
 			switch {
 			case s.Hint != sqltext.HintReplica && r.refuses(&rt, q.SQL):
-				rt.toPrimary(becauseRefused)
+				rt.fallBack(becauseRefused, errRefusedBefore)
 			case consumable(q.Arguments):
 				rt.toPrimary(becauseConsumable)
 			}
@@ -147,7 +160,7 @@ func (r *router) leavesReplica(sql string, args []any) reason {
 
 // fallbackReason returns why a read that failed on a replica is to run on the primary, "" if it is not. It may run a second
 // time because the first run wrote nothing: no session of a replica's pool can write. It must be called only while the
-// app has seen nothing of the first run. A refusal is remembered.
+// app has seen nothing of the first run. A refusal is remembered, and err becomes the route's cause.
 func (r *router) fallbackReason(ctx context.Context, rt *route, conn *pgx.Conn, sql string, err error) reason {
 	why, refused := r.errorReason(sql, err)
 	if refused {
@@ -157,7 +170,10 @@ func (r *router) fallbackReason(ctx context.Context, rt *route, conn *pgx.Conn, 
 	case ctx.Err() != nil || rt.target == targetReplica:
 		return ""
 	case why == "" && conn.IsClosed():
-		return becauseLost
+		why = becauseLost
+	}
+	if why != "" {
+		rt.cause = err
 	}
 	return why
 }

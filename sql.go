@@ -56,7 +56,7 @@ func (c *sqlConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	r := route{intent: intentOf(ctx), why: becauseAsked}
 	switch r.to = r.target; r.to {
 	case targetPrimary:
-		c.reads.telemetry.sent(ctx, targetPrimary, becauseAsked)
+		c.reads.telemetry.sent(ctx, targetPrimary, becauseAsked, 0)
 		return c.primary.Connect(ctx)
 	case targetReplica:
 		rep, conn, err := acquireReplica(ctx, c.reads, &r, sqlConns)
@@ -211,7 +211,7 @@ func runRouted[T any](ctx context.Context, c *sqlConn, rt *route, operation, que
 			_ = c.Close() // an argument panicked, and database/sql may have lost this connection by that
 		}
 	}()
-	ctx, use.primary = c.reads.primary.forward(ctx, operation, rt.why)
+	ctx, use.primary = c.reads.primary.forward(ctx, operation, rt)
 	session, err := c.primary(ctx)
 	if err == nil {
 		result, err = run(ctx, session)

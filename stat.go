@@ -1,6 +1,7 @@
 package flyregion
 
 import (
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -9,8 +10,9 @@ import (
 // Stat is a snapshot of a [Pool]'s statistics. It has the methods of [pgxpool.Stat], which add up what the pools of all
 // servers say; [Stat.Primary] and [Stat.Replica] tell them apart.
 type Stat struct {
-	primary  *pgxpool.Stat
-	replicas []regionStat
+	primary    *pgxpool.Stat
+	replicas   []regionStat
+	statements []StatementCount
 }
 
 type regionStat struct {
@@ -30,6 +32,22 @@ func (s *Stat) Replica(region string) *pgxpool.Stat {
 	}
 	return nil
 }
+
+// StatementCount is how many statements were sent to the primary or to a replica for one reason.
+type StatementCount struct {
+	Target string // "primary" or "replica"
+	Reason string // why they were sent there: "read", "write", "replica_lag" and the others that are in spans and metrics
+	Count  int64
+}
+
+// Statements returns how many statements, batches and transactions the Pool has sent, ordered by target and reason. A
+// healthy pool shows mostly {replica read}. What is counted for the primary with a reason that begins with "replica_" could
+// have run on a replica; the spans flyregion.forward say why.
+//
+// The metric flyregion.statements counts the same. A read that has moved from a replica to the primary counts for both. What
+// runs within a transaction, on a connection from [Pool.Acquire] or through [Pool.Primary] or [Pool.Replica] is not counted.
+// Where the Pool is one plain pgxpool it counts nothing, and Statements returns nil.
+func (s *Stat) Statements() []StatementCount { return slices.Clone(s.statements) }
 
 func sum[T int32 | int64 | time.Duration](s *Stat, of func(*pgxpool.Stat) T) T {
 	total := of(s.primary)

@@ -68,7 +68,9 @@ func (tx *replicaTx) move(ctx context.Context, why reason) error {
 	// What is lost with it is a transaction in which nothing has happened.
 	_ = tx.Tx.Rollback(ctx)
 	tx.release()
-	moved, err := tx.reads.primary.begin(ctx, why, tx.options)
+	rt := tx.route
+	rt.toPrimary(why)
+	moved, err := tx.reads.primary.begin(ctx, &rt, tx.options)
 	if err != nil {
 		return err
 	}

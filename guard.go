@@ -9,6 +9,13 @@ import (
 	"time"
 )
 
+// silentError is the error of a call on a connection that a guard has closed.
+type silentError struct{ region string }
+
+func (e *silentError) Error() string {
+	return fmt.Sprintf("flyregion: replica in %s does not answer", e.region)
+}
+
 const (
 	// checkPeriod is how often the connections are checked while a call on one of them is under way.
 	checkPeriod = 500 * time.Millisecond
@@ -39,7 +46,7 @@ type guard struct {
 
 func newGuard(region string, answers func(context.Context) bool, background func(func(context.Context)) bool, failed func()) *guard {
 	g := &guard{
-		silent:  fmt.Errorf("flyregion: replica in %s does not answer", region),
+		silent:  &silentError{region},
 		answers: answers, background: background, failed: failed, conns: map[*guardedConn]struct{}{},
 	}
 	g.timer = time.AfterFunc(time.Hour, g.check)

@@ -240,8 +240,9 @@ func causeAttributes(why reason, cause error) []attribute.KeyValue {
 // errors about an argument have its value.
 func isOfConnection(err error) bool {
 	var netErr net.Error
-	return errors.As(err, &netErr) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, errSilent)
+	var silent *silentError
+	return errors.As(err, &netErr) || errors.As(err, &silent) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, pgconn.ErrConnClosed)
 }
 
 // replicaWait is the wait of a read for its session's writes.

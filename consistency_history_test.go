@@ -396,6 +396,7 @@ func (h *history) violation(format string, args ...any) {
 // tally counts what has happened in all rounds.
 type tally struct {
 	violations atomic.Int64
+	next       []int // the faults that are still to come, before each comes again; only the nemesis uses it
 
 	mu     sync.Mutex
 	done   map[string]int // by path

@@ -213,7 +213,6 @@ type nemesis struct {
 	ctx     context.Context
 	cluster *pgcluster.Cluster
 	r       *rand.Rand
-	next    []int                        // of faults
 	backups map[string]*pgcluster.Backup // of the servers when the round began, by region
 }
 
@@ -228,7 +227,7 @@ func (n *nemesis) pause(least, most time.Duration) {
 	time.Sleep(least + time.Duration(n.r.Int64N(int64(most-least))))
 }
 
-// draw returns the next fault. Each comes once before any comes again.
+// draw returns the next fault. In all rounds together each comes once before any comes again.
 func (n *nemesis) draw() fault {
 	if len(n.next) == 0 {
 		n.next = n.r.Perm(len(faults))

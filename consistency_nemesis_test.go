@@ -403,6 +403,14 @@ func (n *nemesis) conflict(region string) (heal func()) {
 	reset := n.alter(n.cluster.Server(region), "max_standby_streaming_delay = 0")
 	ctx, stop := context.WithCancel(n.ctx)
 	var wg sync.WaitGroup
+	for _, p := range n.processes {
+		own := rand.New(rand.NewPCG(n.r.Uint64(), 0))
+		wg.Go(func() {
+			for ctx.Err() == nil && p.region == region {
+				n.readSlowly(p, own)
+			}
+		})
+	}
 	wg.Go(func() {
 		for ctx.Err() == nil {
 			// What comes with it may keep it from succeeding.
@@ -417,6 +425,15 @@ func (n *nemesis) conflict(region string) (heal func()) {
 		wg.Wait()
 		reset()
 	}
+}
+
+// readSlowly reads on the replica for so long that replay wants what the read uses. Such a read moves to the primary.
+func (n *nemesis) readSlowly(p *process, r *rand.Rand) {
+	ctx, s := n.begin("read slowly", p, nil, false, r)
+	var entries, registers int
+	err := p.pool.QueryRow(WithoutWait(ctx), "select (select count(*) from entries where id < 0), (select count(*) from registers) from pg_sleep(0.1)").
+		Scan(&entries, &registers)
+	n.end(s, err)
 }
 
 // promote makes a server the primary, without losing anything.

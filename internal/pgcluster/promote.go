@@ -13,8 +13,9 @@ import (
 // lead to it, and the other replicas stream from it, as soon as their links let them.
 //
 // A leader that is running is shut down first, with all it has written sent to the replicas that are connected, and comes
-// back as a replica. The replica to promote is waited for until it is connected, unless its link is cut or stalled. A leader that is not running stays down; what it had not yet sent is lost. Start starts it as a
-// replica, which cannot follow the new leader if it wrote anything the other did not get: it then shows what it had.
+// back as a replica. The replica to promote is waited for until it is connected, unless its link is cut or stalled. A
+// leader that is not running stays down; what it had not yet sent is lost. Start starts it as a replica, which cannot
+// follow the new leader if it wrote anything the other did not get: it then shows what it had.
 func (c *Cluster) Promote(ctx context.Context, region string) error {
 	c.promoting.Lock()
 	defer c.promoting.Unlock()
@@ -95,16 +96,13 @@ func (c *Cluster) candidate(region string) (next, old *Server, err error) {
 
 // promote ends the server's recovery.
 func (s *Server) promote(ctx context.Context) error {
-	err := s.connected(ctx, func(conn *pgx.Conn) error {
-		var done bool
-		if err := conn.QueryRow(ctx, "select pg_promote(true, 3600)").Scan(&done); err != nil {
-			return err
-		}
-		if !done {
-			return errors.New("pg_promote gave up")
-		}
-		return nil
-	})
+	// The session does not wait in pg_promote, where replay could cancel it.
+	err := s.Exec(ctx, "select pg_promote(false)")
+	if err == nil {
+		err = s.connected(ctx, func(conn *pgx.Conn) error {
+			return pollQuery(ctx, conn, "select not pg_is_in_recovery()")
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("pgcluster: promote %s: %w", s.region, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 var errStopped = errors.New("pgcluster: the cluster was stopped")
@@ -115,13 +116,29 @@ func (s *Server) data() string {
 	return filepath.Join(s.folder, "data")
 }
 
+// connected calls use with a connection of its own. If replay cancels what use runs on a standby, it calls use again.
 func (s *Server) connected(ctx context.Context, use func(*pgx.Conn) error) error {
+	for {
+		err := s.connectedOnce(ctx, use)
+		if !isConflict(err) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (s *Server) connectedOnce(ctx context.Context, use func(*pgx.Conn) error) error {
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	return use(conn)
+}
+
+// isConflict reports whether replay has canceled a statement, or ended the session.
+func isConflict(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Routine == "ProcessInterrupts" && (pgErr.Code == "40001" || pgErr.Code == "40P01")
 }
 
 func (s *Server) connect(ctx context.Context) (*pgx.Conn, error) {

@@ -2,6 +2,7 @@ package pgcluster
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,4 +133,29 @@ func TestServerStopInTime(t *testing.T) {
 		t.Error("runs after Stop")
 	}
 	must(t, c.Leader().Start(testContext(t)))
+}
+
+// What replay cancels on a standby is run again.
+func TestExecOutlivesReplay(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord"}, Parameters: map[string]string{"max_standby_streaming_delay": "0"}})
+	ord := c.Server("ord")
+	must(t, c.Leader().Exec(ctx, "create table t as select 1"))
+	must(t, ord.WaitReplayed(ctx))
+	conn := connectTo(t, ord.ConnString())
+	execute(t, conn, "select pg_advisory_lock(1)")
+	done := make(chan error, 1)
+	go func() { done <- ord.Exec(ctx, "select pg_advisory_xact_lock(1) from t") }()
+	eventually(t, "the statement waits", func() bool {
+		return queryOne[bool](t, conn, "select exists (select from pg_locks where locktype = 'advisory' and not granted)")
+	})
+	must(t, c.Leader().Exec(ctx, "begin; lock t; commit"))
+	eventually(t, "replay cancels it", func() bool {
+		log, err := ord.Log()
+		must(t, err)
+		return strings.Contains(log, "canceling statement due to conflict with recovery")
+	})
+	execute(t, conn, "select pg_advisory_unlock(1)")
+	must(t, <-done)
 }

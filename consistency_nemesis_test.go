@@ -404,12 +404,14 @@ func (n *nemesis) conflict(region string) (heal func()) {
 	ctx, stop := context.WithCancel(n.ctx)
 	var wg sync.WaitGroup
 	for _, p := range n.processes {
-		own := rand.New(rand.NewPCG(n.r.Uint64(), 0))
-		wg.Go(func() {
-			for ctx.Err() == nil && p.region == region {
-				n.readSlowly(p, own)
-			}
-		})
+		for range 4 {
+			own := rand.New(rand.NewPCG(n.r.Uint64(), 0))
+			wg.Go(func() {
+				for ctx.Err() == nil && p.region == region {
+					n.readSlowly(p, own)
+				}
+			})
+		}
 	}
 	wg.Go(func() {
 		for ctx.Err() == nil {

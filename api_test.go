@@ -3,8 +3,11 @@ package flyregion
 import (
 	"context"
 	"errors"
+	"os"
 	"reflect"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -182,5 +185,30 @@ func TestBatchThatBeginsATransaction(t *testing.T) {
 	}
 	if n := pool.Stat().AcquiredConns(); n != 0 {
 		t.Errorf("%d connections are still in use", n)
+	}
+}
+
+// TestReasonsAreDocumented compares the reasons of the package's comment with those that there are.
+func TestReasonsAreDocumented(t *testing.T) {
+	t.Parallel()
+	code, err := os.ReadFile("route.go")
+	noError(t, err)
+	docs, err := os.ReadFile("doc.go")
+	noError(t, err)
+	_, table, found := strings.Cut(string(docs), "the reasons are:")
+	if !found {
+		t.Fatal("the package's comment has no reasons")
+	}
+	var want, got []string
+	for _, m := range regexp.MustCompile(`because\w+\s+reason = "(\w+)"`).FindAllStringSubmatch(string(code), -1) {
+		want = append(want, m[1])
+	}
+	for _, m := range regexp.MustCompile(`(?m)^//\t(\w+)  `).FindAllStringSubmatch(table, -1) {
+		got = append(got, m[1])
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(want, got) {
+		t.Errorf("the package's comment has the reasons %q, want %q", got, want)
 	}
 }

@@ -5,7 +5,8 @@
 //	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL")) // was pgxpool.New
 //
 // A [Pool] has the methods of [github.com/jackc/pgx/v5/pgxpool.Pool]. Where the process runs, and where the primary is,
-// comes from Fly's environment; without it, and in the primary's region, a Pool is one plain pgxpool.
+// comes from Fly's environment. Without it, and in the primary's region, a Pool is one plain pgxpool. [Pool.Describe] says
+// which of these a pool is, and why.
 //
 // # How a read knows what it must see
 //
@@ -42,4 +43,41 @@
 // A standby may have replayed what the new primary never had. It is read from only if it belongs to the primary's cluster
 // and shows that it is on the primary's timeline. A role with the privileges of pg_read_all_stats sees that at once, any
 // other one after the standby's next restartpoint. Until then reads go to the primary.
+//
+// # Spans and metrics
+//
+// [Stat.Statements] counts what was sent to which server, and why. With OpenTelemetry, see [Telemetry], there are also:
+//
+//	span flyregion.forward           a statement, batch or transaction on the primary
+//	  flyregion.operation            exec, query, batch, begin, copy or prepare
+//	  flyregion.reason               why it is there, see below
+//	  flyregion.region               the replica that it came from, if it came from one
+//	  event exception                the error because of which it left that replica
+//	span flyregion.replica_wait      a read that waited for a replica to replay its session's writes
+//	  flyregion.region               the replica
+//	  flyregion.lsn.required         the position of the session's last write
+//	  flyregion.lsn.found            the replica's position at the end
+//	  flyregion.lag.bytes            the bytes between them
+//	  flyregion.outcome              replayed, fell_back, refused (WithReplica) or context_ended
+//	flyregion.statements             counter, by flyregion.target and flyregion.reason
+//	flyregion.replica_wait.duration  histogram in seconds, by flyregion.region and flyregion.outcome
+//	flyregion.replica.lag.bytes      gauge, by flyregion.region; the servers are asked when it is read
+//	flyregion.replica.lag.seconds    gauge: the age of the last replayed transaction, 0 if all is replayed
+//
+// The target is primary or replica, and the reasons are:
+//
+//	read                 it reads
+//	write                it writes, or it is not known to read
+//	transaction          it is a transaction that may write
+//	asked                the context or a comment in the SQL says so
+//	position_unknown     the position of the session's last write is not known
+//	replica_lag          the replica did not replay the session's writes in time
+//	replica_unreachable  there is no connection to a replica
+//	replica_refused      the replica took it for a write, now or before
+//	replica_lost         the connection broke, or the replica ended it
+//	replica_conflict     replay canceled it, or held a lock for too long
+//	replica_missing      a table or another object is not on the replica yet
+//	replica_broken       the replica lacks a file, space or memory, or its copy is corrupt
+//	catalog_unknown      the catalog could not be asked whether a function is VOLATILE
+//	argument_used_once   an argument could not be sent to a second server
 package flyregion

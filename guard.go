@@ -32,7 +32,7 @@ type guard struct {
 	silent     error                            // the error of a call on a connection that the guard has closed
 	answers    func(context.Context) bool       // asks the replica
 	background func(func(context.Context)) bool // runs a function in a goroutine, unless the replica is closed
-	failed     func()                           // called when connections were closed
+	failed     func(error)                      // called with silent when connections were closed
 
 	armed atomic.Bool // the timer runs, or is about to
 
@@ -44,7 +44,7 @@ type guard struct {
 	closed bool
 }
 
-func newGuard(region string, answers func(context.Context) bool, background func(func(context.Context)) bool, failed func()) *guard {
+func newGuard(region string, answers func(context.Context) bool, background func(func(context.Context)) bool, failed func(error)) *guard {
 	g := &guard{
 		silent:  &silentError{region},
 		answers: answers, background: background, failed: failed, conns: map[*guardedConn]struct{}{},
@@ -156,7 +156,7 @@ func (g *guard) ask(ctx context.Context, stuck []*guardedConn) {
 		}
 	}
 	if ended {
-		g.failed()
+		g.failed(g.silent)
 	}
 }
 

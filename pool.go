@@ -345,6 +345,10 @@ func (p *Pool) Stat() *Stat {
 			s.replicas = append(s.replicas, regionStat{r.region, r.pool.Stat()})
 		}
 		s.statements = p.telemetry.counts.list()
+		s.failures = p.primary.connects.appendTo(nil, targetPrimary, p.config.PrimaryRegion)
+		for _, r := range p.replicas.list {
+			s.failures = r.connects.appendTo(s.failures, targetReplica, r.region)
+		}
 	}
 	return s
 }

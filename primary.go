@@ -15,6 +15,8 @@ type primary struct {
 	pool   *pgxpool.Pool
 	opened atomic.Bool // pool is set: what runs in the background checks this before it uses pool
 
+	connects connects
+
 	statements *statements
 	telemetry  *telemetry // nil where one plain pool does
 

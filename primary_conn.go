@@ -27,6 +27,7 @@ func (p *primary) open(ctx context.Context, config *pgxpool.Config) (err error) 
 	config.BeforeConnect = func(ctx context.Context, config *pgx.ConnConfig) error {
 		if beforeConnect != nil {
 			if err := beforeConnect(ctx, config); err != nil {
+				p.connects.failed(err)
 				return err
 			}
 		}

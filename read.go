@@ -75,7 +75,8 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	rep := rd.replicas.choose()
 	if rep == nil {
 		if rt.target != targetReplica {
-			rt.toPrimary(becauseUnreachable)
+			rt.replica = rd.replicas.list[0]
+			rt.fallBack(becauseUnreachable, rt.replica.connects.lastError())
 			return nil, nil, nil
 		}
 		rep = rd.replicas.list[0]
@@ -263,7 +264,7 @@ func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.
 	})
 	if err != nil {
 		if limited.Err() != nil && ctx.Err() == nil && conn.IsClosed() {
-			rep.health.fail() // so that other reads do not wait for it too
+			rep.fail(noAnswerError(rep.region, rd.primary.maxWait, err)) // so that other reads do not wait for it too
 		}
 		rt.fallBack(becauseCatalog, err)
 		return false

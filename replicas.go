@@ -79,8 +79,9 @@ type replica struct {
 
 	seen atomic.Pointer[report] // of the server that the latest connection led to, even if it was refused
 
-	health health
-	guard  *guard
+	health   health
+	connects connects
+	guard    *guard
 }
 
 // hookError is an error of the app's PrepareConn, which tells nothing about the replica.
@@ -118,10 +119,17 @@ func (r *replica) probe(ctx context.Context) {
 	defer cancel()
 
 	if _, err := r.tracker.observe(ctx, 0); err != nil {
-		r.health.fail()
+		r.fail(err)
 		return
 	}
+	r.connects.reached()
 	r.health.recover()
+}
+
+// fail notes that the replica could not be reached, because of err.
+func (r *replica) fail(err error) {
+	r.connects.failed(err)
+	r.health.fail()
 }
 
 // pooledConn is a connection of a replica's pool, as pgxpool or as database/sql wraps it.
@@ -165,10 +173,10 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 			return nil, hook
 		}
 		if ctx.Err() == nil && !errors.Is(err, errClosedPool) {
-			r.health.fail()
 			if expired(ctx, limited) {
 				err = r.noConnError(err)
 			}
+			r.fail(err)
 		}
 		return nil, err
 	}
@@ -178,7 +186,7 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 		// The connection was opened before the primary's first report.
 		_ = conn.Conn().Close(ctx)
 		from.release(r, conn)
-		r.health.fail()
+		r.fail(err)
 		return nil, err
 	}
 	r.answered.Store(now.UnixNano())
@@ -263,12 +271,12 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 	report, err := askReport(limited, conn.PgConn())
 	if err != nil {
 		if ctx.Err() == nil {
-			r.health.fail()
 			if expired(ctx, limited) {
 				err = noAnswerError(r.region, r.limit, err)
 			} else {
 				err = fmt.Errorf("flyregion: replica in %s cannot be asked how far it has replayed: %w", r.region, err)
 			}
+			r.fail(err)
 		}
 		return behind, err
 	}
@@ -386,7 +394,9 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 	config.ConnConfig.ValidateConnect = validateBoth(config.ConnConfig.ValidateConnect, r.validate)
 
 	beforeConnect, dial := config.BeforeConnect, config.ConnConfig.DialFunc
-	r.tracker = newTracker(region, &p.identity, p.reconnect, func(ctx context.Context) (*pgconn.PgConn, error) {
+	r.tracker = newTracker(region, &p.identity, p.reconnect, func(ctx context.Context) (_ *pgconn.PgConn, err error) {
+		defer func() { r.connects.failed(err) }()
+
 		one := config.ConnConfig.Copy()
 		if beforeConnect != nil {
 			if err := beforeConnect(ctx, one); err != nil {
@@ -409,7 +419,7 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 		}
 		return conn, nil
 	})
-	r.guard = newGuard(region, r.tracker.answers, r.tracker.background, r.health.fail)
+	r.guard = newGuard(region, r.tracker.answers, r.tracker.background, r.fail)
 	config.ConnConfig.DialFunc = r.guard.dial(dial)
 
 	prepare := config.PrepareConn
@@ -440,6 +450,7 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 			}
 		}
 		r.open.Add(1)
+		r.connects.reached()
 		return nil
 	}
 	config.BeforeClose = func(conn *pgx.Conn) {

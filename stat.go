@@ -13,6 +13,7 @@ type Stat struct {
 	primary    *pgxpool.Stat
 	replicas   []regionStat
 	statements []StatementCount
+	failures   []ConnectFailure
 }
 
 type regionStat struct {
@@ -42,12 +43,23 @@ type StatementCount struct {
 
 // Statements returns how many statements, batches and transactions the Pool has sent, ordered by target and reason. A
 // healthy pool shows mostly {replica read}. What is counted for the primary with a reason that begins with "replica_" could
-// have run on a replica; the spans flyregion.forward say why.
+// have run on a replica; [Stat.ConnectFailures] and the spans flyregion.forward say why.
 //
 // The metric flyregion.statements counts the same. A read that has moved from a replica to the primary counts for both. What
 // runs within a transaction, on a connection from [Pool.Acquire] or through [Pool.Primary] or [Pool.Replica] is not counted.
 // Where the Pool is one plain pgxpool it counts nothing, and Statements returns nil.
 func (s *Stat) Statements() []StatementCount { return slices.Clone(s.statements) }
+
+// ConnectFailures returns the latest failure to reach each server that could not be reached at least once: the primary, and
+// then the replicas in the order in which they are read from. It tells why all reads run on the primary: a host that is not
+// found or does not answer, a refused login, a session that is not read-only, a server of another cluster. A replica all of
+// whose connections were in use for [Config.MaxReplicaWait] counts as not reached. A failure stays until the next one, and
+// says when the server was reached again. Failures of connections that pgxpool opens ahead ([pgxpool.Config].MinConns) or
+// that the app itself acquires from [Pool.Replica] are not noted.
+//
+// Where the Pool is one plain pgxpool, ConnectFailures returns nil: pgxpool returns each error to whoever has asked for the
+// connection.
+func (s *Stat) ConnectFailures() []ConnectFailure { return slices.Clone(s.failures) }
 
 func sum[T int32 | int64 | time.Duration](s *Stat, of func(*pgxpool.Stat) T) T {
 	total := of(s.primary)

@@ -15,8 +15,8 @@ import (
 // write counts for its session whoever makes it: the pool, a connection from [Pool.Acquire], or a library that uses
 // [Pool.Primary]. It asks for the position at which a write commits, in the round trip of the write itself.
 //
-// Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer] and [pgx.PrepareTracer], and
-// [pgxpool.AcquireTracer] and [pgxpool.ReleaseTracer]. It is made by the pool; the zero value does nothing.
+// Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer], [pgx.PrepareTracer] and
+// [pgx.ConnectTracer], and [pgxpool.AcquireTracer] and [pgxpool.ReleaseTracer]. It is made by the pool; the zero value does nothing.
 type Tracer struct {
 	primary *primary
 }
@@ -26,6 +26,7 @@ var (
 	_ pgx.BatchTracer    = (*Tracer)(nil)
 	_ pgx.CopyFromTracer = (*Tracer)(nil)
 	_ pgx.PrepareTracer  = (*Tracer)(nil)
+	_ pgx.ConnectTracer  = (*Tracer)(nil)
 
 	_ pgxpool.AcquireTracer = (*Tracer)(nil)
 	_ pgxpool.ReleaseTracer = (*Tracer)(nil)
@@ -98,6 +99,22 @@ func (t *Tracer) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx
 func (t *Tracer) TracePrepareEnd(_ context.Context, conn *pgx.Conn, data pgx.TracePrepareEndData) {
 	if c := t.connOf(conn); c != nil && data.Err == nil {
 		c.prepare(c.preparing[0], c.preparing[1])
+	}
+}
+
+// TraceConnectStart is called by pgx before a connection is opened.
+func (t *Tracer) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+	return ctx
+}
+
+// TraceConnectEnd is called by pgx when a connection was opened, or could not be.
+func (t *Tracer) TraceConnectEnd(_ context.Context, data pgx.TraceConnectEndData) {
+	switch {
+	case t.primary == nil:
+	case data.Err != nil:
+		t.primary.connects.failed(data.Err)
+	default:
+		t.primary.connects.reached()
 	}
 }
 

@@ -552,6 +552,9 @@ func TestWritableReplicaSession(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "default_transaction_read_only") {
 		t.Errorf("WithReplica: %v", err)
 	}
+	if f := failureOf(drops, "replica", "ord"); f == nil || !strings.Contains(f.Err.Error(), "default_transaction_read_only") {
+		t.Errorf("the failure in Stat is %v", f)
+	}
 	noError(t, cluster.Promote(ctx, "ord"))
 	if err := execs(ctx, drops.Replica(), "insert into "+name+" values (-1)"); err == nil {
 		t.Error("a replica's session has written")

@@ -422,11 +422,27 @@ func (n *nemesis) conflict(region string) (heal func()) {
 			_ = leader.Exec(ctx, "begin; lock registers; commit")
 		}
 	})
+	// What comes with it may keep it from happening.
+	for before, tries := n.conflicts(), 0; n.conflicts() == before && tries < 200; tries++ {
+		time.Sleep(10 * time.Millisecond)
+	}
 	return func() {
 		stop()
 		wg.Wait()
 		reset()
 	}
+}
+
+// conflicts returns how many reads have moved to the primary because of replay.
+func (n *nemesis) conflicts() (moved int64) {
+	for _, p := range n.processes {
+		for _, c := range p.pool.Stat().Statements() {
+			if c.Reason == string(becauseConflict) {
+				moved += c.Count
+			}
+		}
+	}
+	return moved
 }
 
 // readSlowly reads on the replica for so long that replay wants what the read uses. Such a read moves to the primary.

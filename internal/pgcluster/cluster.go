@@ -293,11 +293,17 @@ func (s *Server) follow() error {
 	return s.cluster.account.own(file)
 }
 
-// waitStreaming returns when the replicas in these regions stream from the leader.
+// waitStreaming returns when the replicas in these regions stream from the leader and have what it has flushed by now. One
+// that still streams the timeline before the leader's does not have that.
 func (c *Cluster) waitStreaming(ctx context.Context, regions ...string) error {
-	const sql = "select count(distinct application_name) = $1 from pg_stat_replication where state = 'streaming' and application_name = any($2)"
+	const sql = `select count(distinct application_name) = $1 from pg_stat_replication
+		where state = 'streaming' and flush_lsn >= $3::text::pg_lsn and application_name = any($2)`
 	return c.Leader().connected(ctx, func(conn *pgx.Conn) error {
-		return pollQuery(ctx, conn, sql, len(regions), regions)
+		var flushed string
+		if err := conn.QueryRow(ctx, "select pg_current_wal_flush_lsn()::text").Scan(&flushed); err != nil {
+			return err
+		}
+		return pollQuery(ctx, conn, sql, len(regions), regions, flushed)
 	})
 }
 

@@ -304,6 +304,23 @@ func TestPromote(t *testing.T) {
 	}
 }
 
+// A leader that has just been replaced comes back as a replica and streams the old timeline first. It is promoted again with
+// what was written since.
+func TestPromoteBack(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord"}})
+	must(t, c.Leader().Exec(ctx, "create table t (n int)"))
+	c.SetLatency("nrt", "ord", 300*time.Millisecond) // to change timelines takes a few of them
+	for i, region := range []string{"ord", "nrt"} {
+		must(t, c.Promote(ctx, region))
+		if n := count(t, c.Leader()); n != i {
+			t.Fatalf("%s has %d rows of %d", region, n, i)
+		}
+		must(t, c.Leader().Exec(ctx, "insert into t values (1)"))
+	}
+}
+
 // A leader that dies with writes that no replica got comes back as a replica that cannot follow, but can be read.
 func TestPromoteLosesWrites(t *testing.T) {
 	t.Parallel()

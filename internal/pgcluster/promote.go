@@ -13,9 +13,9 @@ import (
 // lead to it, and the other replicas stream from it, as soon as their links let them.
 //
 // A leader that is running is shut down first, with all it has written sent to the replicas that are connected, and comes
-// back as a replica. The replica to promote is waited for until it is connected, unless its link is cut or stalled. A
-// leader that is not running stays down; what it had not yet sent is lost. Start starts it as a replica, which cannot
-// follow the new leader if it wrote anything the other did not get: it then shows what it had.
+// back as a replica. The replica to promote is waited for until it is connected and has what the leader has flushed by then,
+// unless its link is cut or stalled. A leader that is not running stays down; what it had not yet sent is lost. Start starts
+// it as a replica, which cannot follow the new leader if it wrote anything the other did not get: it then shows what it had.
 func (c *Cluster) Promote(ctx context.Context, region string) error {
 	c.promoting.Lock()
 	defer c.promoting.Unlock()

@@ -48,6 +48,8 @@ type catalogAnswers struct {
 	// provisional: it holds only for reads on servers that have not replayed that either.
 	required    sessionState
 	provisional bool
+
+	inspected *inspections // by these answers
 }
 
 const (
@@ -74,8 +76,14 @@ func newCatalog(functions map[string]sqltext.Access) *catalog {
 			c.writing = append(c.writing, name)
 		}
 	}
-	c.answers.Store(&catalogAnswers{Facts: sqltext.Facts{Functions: functions}})
+	c.replace(nil, &catalogAnswers{Facts: sqltext.Facts{Functions: functions}})
 	return c
+}
+
+// replace replaces the answers, unless they are not old any more. Nothing that was inspected by old is remembered with next.
+func (c *catalog) replace(old, next *catalogAnswers) bool {
+	next.inspected = &inspections{}
+	return c.answers.CompareAndSwap(old, next)
 }
 
 // decides reports whether these answers are enough to tell what a statement does, on any server.
@@ -88,7 +96,7 @@ func (c *catalog) forget(required sessionState) {
 	for {
 		old := c.answers.Load()
 		next := &catalogAnswers{Facts: sqltext.Facts{Functions: c.functions}, asked: old.asked, required: required}
-		if c.answers.CompareAndSwap(old, next) {
+		if c.replace(old, next) {
 			return
 		}
 	}
@@ -108,7 +116,7 @@ func (c *catalog) forgetCalls(sql string) {
 			return access == sqltext.Read && slices.Contains(names, name)
 		})
 		next.asked = slices.DeleteFunc(slices.Clone(old.asked), func(name string) bool { return slices.Contains(names, name) })
-		if c.answers.CompareAndSwap(old, &next) {
+		if c.replace(old, &next) {
 			return
 		}
 	}
@@ -192,7 +200,7 @@ func (c *catalog) ask(ctx context.Context, conn *pgconn.PgConn, hasReplayed func
 
 	next := c.with(base, names, result.Rows)
 	next.provisional = provisional
-	if !c.answers.CompareAndSwap(old, next) {
+	if !c.replace(old, next) {
 		return nil, errSchemaChanged
 	}
 	switch {

@@ -181,10 +181,10 @@ func (c *primaryConn) resolve(sql string) string {
 	return c.primary.statements.resolve(sql)
 }
 
-// facts returns what is known beside the SQL.
-func (c *primaryConn) facts() sqltext.Facts {
+// inspect inspects a statement on this connection, of which sql may be the prepared statement's name.
+func (c *primaryConn) inspect(sql string) sqltext.Statement {
 	statements := c.primary.statements
-	return statements.facts(statements.catalog.answers.Load())
+	return statements.inspectSQL(c.resolve(sql), statements.catalog.answers.Load())
 }
 
 // prepare remembers a statement that the app has prepared under a name of its own.

@@ -75,7 +75,7 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 
 	answers := r.statements.catalog.answers.Load()
 	text := r.statements.resolve(sql)
-	s := sqltext.Inspect(text, r.statements.facts(answers))
+	s := r.statements.inspectSQL(text, answers)
 	switch {
 	case s.Hint == sqltext.HintPrimary:
 		rt.toPrimary(becauseAsked)

@@ -71,7 +71,12 @@ type statements struct {
 
 // inspect inspects a statement, of which sql may be the prepared statement's name.
 func (t *statements) inspect(sql string) sqltext.Statement {
-	return sqltext.Inspect(t.resolve(sql), t.facts(t.catalog.answers.Load()))
+	return t.inspectSQL(t.resolve(sql), t.catalog.answers.Load())
+}
+
+// inspectSQL inspects a statement by its SQL and by given answers of the catalog.
+func (t *statements) inspectSQL(sql string, answers *catalogAnswers) sqltext.Statement {
+	return answers.inspected.inspect(sql, t.facts(answers))
 }
 
 // resolve returns the SQL of a statement, of which sql may be the prepared statement's name. It returns "" if the name stands
@@ -90,7 +95,7 @@ func (t *statements) shape(sql string) uint64 {
 	if text == "" {
 		return maphash.String(nameSeed, sql)
 	}
-	return sqltext.Shape(text)
+	return t.catalog.answers.Load().inspected.shape(text)
 }
 
 var nameSeed = maphash.MakeSeed()
@@ -134,14 +139,14 @@ func setTrue(b *atomic.Bool) {
 
 // inspectBatch is inspect for a batch, as if it were one SQL text.
 func (t *statements) inspectBatch(b *pgx.Batch, answers *catalogAnswers) sqltext.Statement {
-	return inspectBatch(b, t.resolve, t.facts(answers))
+	return inspectBatch(b, func(sql string) sqltext.Statement { return t.inspectSQL(t.resolve(sql), answers) })
 }
 
-// inspectBatch inspects a batch as if it were one SQL text. resolve returns the SQL of a statement in it.
-func inspectBatch(b *pgx.Batch, resolve func(string) string, facts sqltext.Facts) sqltext.Statement {
+// inspectBatch inspects a batch as if it were one SQL text. inspect inspects a statement in it.
+func inspectBatch(b *pgx.Batch, inspect func(string) sqltext.Statement) sqltext.Statement {
 	s := sqltext.Statement{Access: sqltext.Read}
 	for i, q := range b.QueuedQueries {
-		one := sqltext.Inspect(resolve(q.SQL), facts)
+		one := inspect(q.SQL)
 		if rewritten(q.Arguments) {
 			one.Access, one.SessionOnly = sqltext.Write, false
 		}

@@ -48,7 +48,7 @@ func (t *Tracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 	if c == nil {
 		return ctx
 	}
-	s := sqltext.Inspect(c.resolve(data.SQL), c.facts())
+	s := c.inspect(data.SQL)
 	if rewritten(data.Args) {
 		s.Access = sqltext.Write
 	}
@@ -66,7 +66,7 @@ func (t *Tracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.T
 	if c == nil {
 		return ctx
 	}
-	return t.start(ctx, conn, inspectBatch(data.Batch, c.resolve, c.facts()), piggyback.Question{Batch: true})
+	return t.start(ctx, conn, inspectBatch(data.Batch, c.inspect), piggyback.Question{Batch: true})
 }
 
 // TraceBatchQuery is called by pgx for each result of a batch.

@@ -48,11 +48,13 @@ func median(values []float64) float64 {
 // benchSlice is one run of a benchmark's two contestants after each other.
 type benchSlice struct {
 	took   [2]time.Duration
+	cpu    [2]time.Duration
 	allocs [2]uint64
 }
 
 // alternate runs two contestants in short slices that alternate, size operations each. Two pools that are equal differ by
-// some percent over a whole run, by luck; neighbouring slices do not. It reports both and the median of their ratios.
+// some percent over a whole run, by luck; neighbouring slices do not. It reports both, and the median of their ratios: in
+// time, and in what this process used of a processor.
 func alternate(b *testing.B, size int, names [2]string, run [2]func(n int) error) {
 	var done []benchSlice
 	var memory runtime.MemStats
@@ -71,22 +73,23 @@ func alternate(b *testing.B, size int, names [2]string, run [2]func(n int) error
 		for i := range run {
 			i := (i + len(done)) % 2 // neither is always the first
 			before := mallocs()
-			began := time.Now()
+			cpu, began := processorTime(), time.Now()
 			if err := run[i](size); err != nil {
 				b.Fatal(err)
 			}
-			s.took[i] = time.Since(began)
+			s.took[i], s.cpu[i] = time.Since(began), processorTime()-cpu
 			s.allocs[i] = mallocs() - before
 		}
 		done = append(done, s)
 	}
 
 	operations := float64(len(done) * size)
-	ratios := make([]float64, len(done))
+	ratios, cpuRatios := make([]float64, len(done)), make([]float64, len(done))
 	var took [2]time.Duration
 	var allocs [2]uint64
 	for i, s := range done {
 		ratios[i] = float64(s.took[1]) / float64(s.took[0])
+		cpuRatios[i] = float64(s.cpu[1]) / float64(max(s.cpu[0], 1))
 		for j := range run {
 			took[j] += s.took[j]
 			allocs[j] += s.allocs[j]
@@ -98,6 +101,7 @@ func alternate(b *testing.B, size int, names [2]string, run [2]func(n int) error
 		b.ReportMetric(float64(allocs[i])/operations, name+"-allocs/op")
 	}
 	b.ReportMetric(median(ratios), "ratio")
+	b.ReportMetric(median(cpuRatios), "cpu-ratio")
 }
 
 // BenchmarkRead is a read on the local replica, through flyregion and through a pgxpool that is connected to it.

@@ -24,9 +24,15 @@ const (
 
 // binaries is an installed PostgreSQL.
 type binaries struct {
-	dir     string // holds postgres, initdb and pg_ctl
-	version string // for example "15.18"
+	dir        string // holds postgres, initdb and pg_ctl
+	version    string // for example "15.18"
+	downloaded bool
 }
+
+// advice says how to run another PostgreSQL than the one that is downloaded.
+var advice = fmt.Sprintf("install PostgreSQL %d or newer (for example: apt-get install postgresql, brew install postgresql), "+
+	"or set %s to the folder that holds its postgres, initdb and pg_ctl, "+
+	"or set %s to the URL of a Maven repository that can be reached", oldestMajor, envPostgres, envRepository)
 
 // Prepare finds the PostgreSQL that Start runs, and downloads it if there is none. Start does that too. Prepare is for tests,
 // which start many clusters and should fail once where there is no PostgreSQL.
@@ -70,12 +76,9 @@ func findBinaries(ctx context.Context, a account, p progress) (binaries, error) 
 		return binaries{}, ctx.Err()
 	}
 	if err != nil {
-		return binaries{}, fmt.Errorf("pgcluster: %s: %w\n"+
-			"install PostgreSQL %d or newer (for example: apt-get install postgresql, brew install postgresql), "+
-			"or set %s to the folder that holds its postgres, initdb and pg_ctl, "+
-			"or set %s to the URL of a Maven repository that can be reached",
-			why, errors.Join(append(unfit, err)...), oldestMajor, envPostgres, envRepository)
+		return binaries{}, fmt.Errorf("pgcluster: %s: %w\n%s", why, errors.Join(append(unfit, err)...), advice)
 	}
+	b.downloaded = true
 	return b, nil
 }
 

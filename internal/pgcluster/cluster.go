@@ -140,8 +140,12 @@ func start(ctx context.Context, config Config, regions []string, p progress) (_ 
 		return nil, err
 	}
 	defer func() {
-		if err != nil {
-			_ = c.Stop()
+		if err == nil {
+			return
+		}
+		_ = c.Stop()
+		if c.binaries.downloaded {
+			err = fmt.Errorf("%w\nthis PostgreSQL was downloaded; to run another one, %s", err, advice)
 		}
 	}()
 	if c.reaper, err = startReaper(c.folder); err != nil {

@@ -193,9 +193,9 @@ func TestClusterStopTwice(t *testing.T) {
 }
 
 func TestStartLeavesNothingBehind(t *testing.T) {
-	tmp := t.TempDir()
+	tmp, elsewhere := openFolder(t), openFolder(t)
 	must(t, os.Chmod(tmp, 0o777))
-	must(t, os.Chmod(filepath.Dir(tmp), 0o755))
+	must(t, os.Chmod(elsewhere, 0o777))
 	t.Setenv("TMPDIR", tmp)
 	empty := func(t *testing.T) {
 		t.Helper()
@@ -235,6 +235,30 @@ func TestStartLeavesNothingBehind(t *testing.T) {
 			}
 			empty(t)
 		}
+	})
+	t.Run("canceled while a replica does not come up", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		waiting := filepath.Join(elsewhere, "waiting")
+		go func() {
+			defer cancel()
+			_ = poll(testContext(t), func() bool {
+				_, err := os.Stat(waiting)
+				return err == nil
+			})
+		}()
+		began := time.Now()
+		_, err := Start(ctx, Config{Replicas: []string{"ord"}, Parameters: map[string]string{
+			"restore_command": "touch " + quote(waiting) + " && sleep 1000",
+		}})
+		if !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		// pg_ctl itself would wait for a minute.
+		if took := time.Since(began); took > 45*time.Second {
+			t.Errorf("it took %v to end", took)
+		}
+		empty(t)
 	})
 	t.Run("wrong setting", func(t *testing.T) {
 		_, err := Start(testContext(t), Config{Replicas: []string{"ord"}, Parameters: map[string]string{"no_such_setting": "1"}})

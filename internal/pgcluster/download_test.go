@@ -305,6 +305,26 @@ func TestDownloadFails(t *testing.T) {
 	})
 }
 
+// What was downloaded may run and be of no use all the same.
+func TestDownloadedDoesNotStart(t *testing.T) {
+	var packed bytes.Buffer
+	w := tar.NewWriter(&packed)
+	for name, script := range map[string]string{
+		"bin/postgres": "#!/bin/sh\necho 'postgres (PostgreSQL) 18.3'\n",
+		"bin/initdb":   "#!/bin/sh\necho no such collation\nexit 1\n",
+		"bin/pg_ctl":   "#!/bin/sh\n",
+	} {
+		must(t, w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(script))}))
+		_, err := io.WriteString(w, script)
+		must(t, err)
+	}
+	must(t, w.Close())
+	bad := jar(t, "x.txz", xz(t, packed.Bytes()))
+	noPostgres(t, serve(t, "", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(bad) }))
+	_, err := Start(testContext(t), Config{})
+	wantError(t, err, "no such collation", envPostgres, envRepository)
+}
+
 // A server that goes silent is given up.
 func TestDownloadSilence(t *testing.T) {
 	done := make(chan struct{})

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"time"
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
@@ -40,6 +41,7 @@ func unpack(ctx context.Context, folder string) (unpacked string, err error) {
 		BinariesPath(unpacked).
 		DataPath(data).
 		BinaryRepositoryURL(""). // It finds the archive, or fails.
+		StartTimeout(time.Millisecond). // There is no server to wait for.
 		Logger(nil))
 
 	// It knows no context. What it reads is taken away instead, upon which it fails at once.

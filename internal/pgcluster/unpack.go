@@ -40,7 +40,7 @@ func unpack(ctx context.Context, folder string) (unpacked string, err error) {
 		RuntimePath(run).
 		BinariesPath(unpacked).
 		DataPath(data).
-		BinaryRepositoryURL(""). // It finds the archive, or fails.
+		BinaryRepositoryURL("").        // It finds the archive, or fails.
 		StartTimeout(time.Millisecond). // There is no server to wait for.
 		Logger(nil))
 

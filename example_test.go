@@ -94,14 +94,19 @@ func ExampleNewPoolWithConfig_replicaConnStrings() {
 	}
 	defer pool.Close()
 
-	// A read of the pool runs on the replica.
-	var n int
-	if err := pool.QueryRow(ctx, "select count(*) from pg_tables where schemaname = 'nowhere'").Scan(&n); err != nil {
+	var standby bool
+	if err := pool.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby); err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("connections to the replica:", pool.Stat().Replica("ord").TotalConns())
+	fmt.Println("a read of the pool runs on a standby:", standby)
+	err = pool.QueryRow(flyregion.WithPrimary(ctx), "select pg_is_in_recovery()").Scan(&standby)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("a read under WithPrimary runs on a standby:", standby)
 	// Output:
-	// connections to the replica: 1
+	// a read of the pool runs on a standby: true
+	// a read under WithPrimary runs on a standby: false
 }
 
 // On a laptop with one server, reads run in read-only sessions, so that a statement that writes where it should not is

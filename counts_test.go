@@ -24,7 +24,7 @@ func TestStatementCounts(t *testing.T) {
 		{"without", func(*Config) {}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			pool := poolIn(t, cluster, "ord", test.change, waits(time.Millisecond, 100*time.Millisecond))
+			pool := poolIn(t, cluster, "ord", test.change, waits(time.Millisecond, 10*time.Second))
 			before := pool.Stat()
 			if got := before.Statements(); got != nil {
 				t.Errorf("before any statement the counts are %v", got)

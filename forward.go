@@ -103,11 +103,12 @@ func (p *primary) forward(ctx context.Context, operation string, rt *route) (con
 
 // end ends the span and releases the slot. Further calls do nothing.
 func (f *forwarding) end(err error) {
-	f.span.end(err)
-	if f.fallbacks != nil {
-		<-f.fallbacks
-	}
+	ending := *f
 	*f = forwarding{}
+	if ending.fallbacks != nil {
+		<-ending.fallbacks
+	}
+	ending.span.end(err)
 }
 
 // forwardedRows are the rows of a statement on the primary.

@@ -74,6 +74,17 @@ type boundTracer struct {
 	tracer   trace.Tracer
 }
 
+// safely calls a provider while a statement runs. OpenTelemetry's rule is that instruments do not panic. Where one does, it
+// handles that as an error of its own, and the statement goes on.
+func safely(call func()) {
+	defer func() {
+		if problem := recover(); problem != nil {
+			otel.Handle(fmt.Errorf("flyregion: a telemetry provider has panicked: %v", problem))
+		}
+	}()
+	call()
+}
+
 // newTelemetry makes the instruments, but for the lag gauges.
 func newTelemetry(config Telemetry) (t *telemetry, err error) {
 	t = &telemetry{config: config}
@@ -150,7 +161,8 @@ func (t *telemetry) tracing() trace.Tracer {
 	}
 	b := t.tracer.Load()
 	if b == nil || !sameProvider(b.provider, provider) {
-		b = &boundTracer{provider: provider, tracer: provider.Tracer(scope)}
+		b = &boundTracer{provider: provider}
+		safely(func() { b.tracer = provider.Tracer(scope) })
 		t.tracer.Store(b)
 	}
 	return b.tracer
@@ -177,7 +189,7 @@ func (t *telemetry) sent(ctx context.Context, to target, why reason, conn uint32
 		set := attribute.NewSet(attrTarget.String(to.String()), attrReason.String(string(why)))
 		option, _ = t.options.LoadOrStore(key, metric.WithAttributeSet(set))
 	}
-	t.statements.Add(ctx, 1, option.(metric.MeasurementOption))
+	safely(func() { t.statements.Add(ctx, 1, option.(metric.MeasurementOption)) })
 }
 
 // span is an OpenTelemetry span, or none if nothing is recorded.
@@ -188,11 +200,13 @@ func (s span) end(err error) {
 	if s.recorded == nil {
 		return
 	}
-	if err != nil {
-		s.recorded.RecordError(err)
-		s.recorded.SetStatus(codes.Error, err.Error())
-	}
-	s.recorded.End()
+	safely(func() {
+		if err != nil {
+			s.recorded.RecordError(err)
+			s.recorded.SetStatus(codes.Error, err.Error())
+		}
+		s.recorded.End()
+	})
 }
 
 // forward begins the span of a statement that the primary runs. The spans of the app's own tracer become its children
@@ -204,16 +218,21 @@ func (t *telemetry) forward(ctx context.Context, operation string, rt *route) (c
 	if tracer == nil {
 		return ctx, span{}
 	}
-	ctx, s := tracer.Start(ctx, spanForward, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
-		attribute.String("db.system.name", "postgresql"),
-		attrOperation.String(operation), attrReason.String(string(rt.why)), attrTarget.String(targetPrimary.String())))
-	if rt.cause != nil && s.IsRecording() {
+	started := span{}
+	safely(func() {
+		child, s := tracer.Start(ctx, spanForward, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
+			attribute.String("db.system.name", "postgresql"),
+			attrOperation.String(operation), attrReason.String(string(rt.why)), attrTarget.String(targetPrimary.String())))
+		ctx, started.recorded = child, s
+		if rt.cause == nil || !s.IsRecording() {
+			return
+		}
 		if rt.replica != nil {
 			s.SetAttributes(attrRegion.String(rt.replica.region))
 		}
 		s.AddEvent("exception", trace.WithAttributes(causeAttributes(rt.why, rt.cause)...))
-	}
-	return ctx, span{s}
+	})
+	return ctx, started
 }
 
 // causeAttributes describes why a statement has left a replica, as OpenTelemetry's semantic conventions do for exceptions
@@ -263,7 +282,7 @@ func (t *telemetry) startWait(ctx context.Context, region string, required LSN) 
 		w.began = time.Now()
 	}
 	if tracer != nil {
-		_, w.span = tracer.Start(ctx, spanReplicaWait, trace.WithTimestamp(w.began))
+		safely(func() { _, w.span = tracer.Start(ctx, spanReplicaWait, trace.WithTimestamp(w.began)) })
 	}
 	return w
 }
@@ -284,8 +303,10 @@ func (w replicaWait) end(ctx context.Context, found LSN, how waitOutcome) {
 		return
 	}
 	if w.telemetry.metering() {
-		w.telemetry.wait.Record(ctx, time.Since(w.began).Seconds(),
-			metric.WithAttributes(attrRegion.String(w.region), attrOutcome.String(string(how))))
+		safely(func() {
+			w.telemetry.wait.Record(ctx, time.Since(w.began).Seconds(),
+				metric.WithAttributes(attrRegion.String(w.region), attrOutcome.String(string(how))))
+		})
 	}
 	if w.span == nil {
 		return
@@ -294,7 +315,9 @@ func (w replicaWait) end(ctx context.Context, found LSN, how waitOutcome) {
 	if w.required > found {
 		behind = int64(w.required - found)
 	}
-	w.span.SetAttributes(attrRegion.String(w.region), attrRequired.String(w.required.String()),
-		attrFound.String(found.String()), attrLag.Int64(behind), attrOutcome.String(string(how)))
-	w.span.End()
+	safely(func() {
+		w.span.SetAttributes(attrRegion.String(w.region), attrRequired.String(w.required.String()),
+			attrFound.String(found.String()), attrLag.Int64(behind), attrOutcome.String(string(how)))
+		w.span.End()
+	})
 }

@@ -223,14 +223,18 @@ func TestPrivileges(t *testing.T) {
 		noError(t, cluster.Server("ord").WaitReplayed(ctx))
 	}
 	revoke(true)
-	pool := poolIn(t, cluster, "ord", impatient, as("app"))
+	telemetry := record(t)
+	pool := poolIn(t, cluster, "ord", impatient, as("app"), telemetry.into)
 	if !replicaServes(t, ctx, pool) {
 		t.Error("who has written nothing does not read from the replica")
 	}
 	neverStale(t, "without privileges", pool, name, nil)
+	telemetry.spans.Reset()
 	if replicaServes(t, ctx, pool) {
 		t.Error("a replica of which nothing is known is trusted")
 	}
+	checkCause(t, telemetry.only(t, spanForward), "does not show that it follows the primary", "")
+	checkCause(t, telemetry.only(t, spanForward), "the role may not call pg_control_system", "")
 	err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int))
 	if !errors.Is(err, ErrReplicaLag) || !strings.Contains(err.Error(), "follows") {
 		t.Errorf("WithReplica: %v", err)

@@ -26,11 +26,17 @@ type ReplicaLagError struct {
 	Region   string
 	Required LSN // the position of the session's last write
 	Replayed LSN // the replica's replay position when it was last asked, 0 if that may be in another log than the primary's
+
+	doubt string // why that may be, "" if it is not said
 }
 
 func (e *ReplicaLagError) Error() string {
 	if e.Replayed == 0 {
-		return fmt.Sprintf("flyregion: replica in %s does not show that it follows the primary, where the session wrote %s", e.Region, e.Required)
+		text := fmt.Sprintf("flyregion: replica in %s does not show that it follows the primary, where the session wrote %s", e.Region, e.Required)
+		if e.doubt != "" {
+			text += ": " + e.doubt
+		}
+		return text
 	}
 	return fmt.Sprintf("flyregion: replica in %s has replayed %s, the session wrote %s", e.Region, e.Replayed, e.Required)
 }
@@ -324,11 +330,11 @@ func (r *replica) noReportError(state sessionState, after uint64, limit time.Dur
 
 // lagError returns the error of a read that needs what state covers, from a server whose report is o.
 func (r *replica) lagError(o *report, state sessionState) error {
-	replayed := o.position
-	if replayed >= state.position {
+	replayed, doubt := o.position, r.tracker.doubt(o, state)
+	if replayed >= state.position || doubt != "" {
 		replayed = 0
 	}
-	return &ReplicaLagError{Region: r.region, Required: state.position, Replayed: replayed}
+	return &ReplicaLagError{Region: r.region, Required: state.position, Replayed: replayed, doubt: doubt}
 }
 
 // validate is the ValidateConnect of a replica's connections. It accepts any server of the primary's cluster on which the

@@ -95,6 +95,31 @@ func sameLog(r *report, primary *identity) bool {
 	return r.system == primary.system && r.system != 0 && r.timeline == primary.timeline
 }
 
+// doubt says why the position in a server's report may be in another log than the primary's, "" if there is no reason.
+func (t *trust) doubt(r *report, state sessionState) string {
+	primary := t.primary.Load()
+	switch {
+	case primary == nil || primary.server != state.origin:
+		return "the primary has changed"
+	case r.server == primary.server:
+		return ""
+	case !r.recovering:
+		return "it is not in recovery, and not the primary that the pool is connected to"
+	case r.system == 0 || primary.system == 0:
+		return "the role may not call pg_control_system, pg_control_checkpoint and pg_control_recovery"
+	case r.system != primary.system:
+		return "it belongs to another cluster"
+	case r.timeline < primary.timeline:
+		return fmt.Sprintf("it shows timeline %d, and the primary is on %d (a role with pg_read_all_stats sees at once what it streams, "+
+			"any other one after the next restartpoint)", r.timeline, primary.timeline)
+	case r.timeline > primary.timeline:
+		return fmt.Sprintf("it is on timeline %d, and the primary that the pool is connected to on %d", r.timeline, primary.timeline)
+	case r.received == 0 && r.position >= state.position:
+		return "it has received nothing since it was started"
+	}
+	return ""
+}
+
 // measure stores the end of what a standby has received, if that was not done for this primary. The earlier this
 // happens, the sooner the standby gets past the end.
 func (t *trust) measure(r *report) {

@@ -58,8 +58,14 @@ type Config struct {
 	// MinReplicaWait and MaxReplicaWait bound the time that a read waits for the replica to replay what its session
 	// wrote, before it goes to the primary. Between them this time is the measured round trip to the primary: a longer
 	// wait is slower than the primary. Under [WithReplica] it is MaxReplicaWait. MaxReplicaWait is also the longest that a
-	// read waits for a connection to a replica. The defaults are fly_min_replica_wait and fly_max_replica_wait in the
-	// connection string, then 10 ms and 1 s.
+	// read waits for a connection to a replica. It must be more than 0. The defaults are fly_min_replica_wait and
+	// fly_max_replica_wait in the connection string, then 10 ms and 1 s.
+	//
+	// A MinReplicaWait of 0 is for a primary that is so near that it answers before a replica has replayed a write, and for
+	// reads that should be fast rather than spare the primary. A read then does not wait at all if the wait is expected to
+	// be longer than the primary's answer, and runs on the primary. What is expected is measured all the time: waits for
+	// the replica, and answers of the primary. For 50 ms after a session's last write its reads may then all run on the
+	// primary. The reason in spans and metrics is primary_sooner. Nothing of this changes what a read sees.
 	MinReplicaWait time.Duration
 	MaxReplicaWait time.Duration
 

@@ -71,6 +71,7 @@
 //	transaction          it is a transaction that may write
 //	asked                the context or a comment in the SQL says so
 //	position_unknown     the position of the session's last write is not known
+//	primary_sooner       the primary was expected to answer before the replica shows the session's writes
 //	replica_lag          the replica did not replay the session's writes in time
 //	replica_unreachable  there is no connection to a replica
 //	replica_refused      the replica took it for a write, now or before

@@ -26,6 +26,8 @@ type primary struct {
 	roundTrip atomic.Int64             // smoothed, in nanoseconds
 	// minWait and maxWait bound how long a read waits for a replica.
 	minWait, maxWait time.Duration
+	readTime         readTime
+	stayUntil        atomic.Int64 // since the process started, in nanoseconds; see stay
 
 	// fallbacks has a slot for each read that runs on the primary because no replica can serve it.
 	fallbacks chan struct{}
@@ -70,7 +72,37 @@ func (p *primary) measuredAtMost(d time.Duration) {
 
 // waitLimit is how long a read waits for a replica: about what it would take to run on the primary instead.
 func (p *primary) waitLimit() time.Duration {
-	return min(max(time.Duration(p.roundTrip.Load()), p.minWait), p.maxWait)
+	least := p.minWait
+	if least == 0 {
+		least = p.readTime.shortest()
+	}
+	return min(max(time.Duration(p.roundTrip.Load()), least), p.maxWait)
+}
+
+// stayTime is how long reads stay on the primary once one was expected to be answered there sooner, and how long after their
+// session's last write at most.
+const stayTime = 50 * time.Millisecond
+
+// stay has reads stay on the primary for a while.
+//
+// Usually a read that runs on the primary is followed by questions: whether it has written, which its SQL does not tell for
+// sure, and at which position. They take the primary longer than a small read. While reads stay they are sent without
+// questions. So such a read counts as a write whose position is not known, and a later read of its session goes to the
+// primary too. Reads that ask follow when the time is over.
+func (p *primary) stay() {
+	if p.awaitReplay == nil { // a write that a read hides would not be awaited
+		p.stayUntil.Store(int64(uptime() + stayTime))
+	}
+}
+
+// stays reports whether the reads of a session stay on the primary.
+func (p *primary) stays(session *Session) bool {
+	until := time.Duration(p.stayUntil.Load())
+	if until == 0 {
+		return false
+	}
+	now := uptime()
+	return now < until && now-session.load().learned < stayTime
 }
 
 // covers reports whether a session's position covers all of its writes, and is in the log of the current primary.

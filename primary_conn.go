@@ -134,9 +134,10 @@ type primaryStatement struct {
 	mayAsync bool         // its transaction may commit asynchronously although the session's setting says otherwise
 	sessions []*Session   // of its contexts
 
-	asked    uint64   // when, by this process's clock; 0 if nothing was asked
-	answered bool     // positionSQL was answered, and the position noted if the statement has written
-	noted    []uint64 // what wroteUnknownSince returned for each session; nil unless committed was called
+	asked    uint64        // when, by this process's clock; 0 if nothing was asked
+	unasked  time.Duration // when it began, since the process started, if it is a read without questions; see stay
+	answered bool          // positionSQL was answered, and the position noted if the statement has written
+	noted    []uint64      // what wroteUnknownSince returned for each session; nil unless committed was called
 }
 
 type primaryStatementKey struct{}
@@ -216,7 +217,14 @@ func (c *primaryConn) answered(q *piggyback.Question) {
 		c.primary.answeredBy(a, p.flush)
 	}
 	s.answered = true
-	c.primary.measuredAtMost(time.Since(q.Asked))
+	now := time.Now()
+	took := now.Sub(q.Asked)
+	c.primary.measuredAtMost(took)
+	if s.hasWritten() {
+		p.learned = now.Sub(started)
+	} else {
+		c.primary.readTime.measured(took)
+	}
 	async := s.mayAsync || a.async || q.InRow.Len > 0 && q.InRow.Columns[q.InRow.Len-1] == "off"
 	if q.InRow.Len == 2 && q.InRow.Columns[0] == "f" && !s.writes && s.noted == nil {
 		return
@@ -231,6 +239,19 @@ func (c *primaryConn) answered(q *piggyback.Question) {
 		}
 		s.session(i).wrote(p)
 	}
+}
+
+// sessionOf returns the session whose reads wait for what s writes and for the least else: that of its context, or the pool's.
+func (c *primaryConn) sessionOf(s *primaryStatement) *Session {
+	if own := intentOf(s.Context).session; own != nil {
+		return own
+	}
+	return &c.primary.session
+}
+
+// hasWritten reports whether the statement has written, or has ended a transaction, as far as its SQL and the answers tell.
+func (s *primaryStatement) hasWritten() bool {
+	return s.Access == sqltext.Write || s.open || s.InRow.Len == 2 && s.InRow.Columns[0] == "t"
 }
 
 // session returns the pool's session for 0, and those of the statement's contexts for higher numbers.
@@ -334,7 +355,7 @@ func (p *primary) position(ctx context.Context, session *Session) (sessionState,
 	c := primaryConnOf(conn.Conn())
 	// If the connection breaks right behind the first statement, only the second one fails.
 	for range 2 {
-		s := &primaryStatement{Context: ctx, sessions: []*Session{session}, writes: true}
+		s := &primaryStatement{Context: ctx, Statement: sqltext.Statement{Access: sqltext.Read}, sessions: []*Session{session}, writes: true}
 		s.Behind = positionMessage
 		c.begin(s)
 		err = conn.Conn().PgConn().ExecParams(ctx, "select", nil, nil, nil, nil).Read().Err

@@ -105,6 +105,8 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	switch {
 	case ctx.Err() != nil || errors.Is(err, errClosedPool) || rt.target == targetReplica:
 		return nil, nil, err
+	case errors.Is(err, errSooner):
+		rt.toPrimary(becauseSooner)
 	case errors.Is(err, ErrReplicaLag):
 		rt.fallBack(becauseLag, err)
 	default:
@@ -125,7 +127,11 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 	if rt.target == targetReplica || rd.primary.covers(state) {
 		return rd.primary.positionOf(ctx, session)
 	}
-	rt.fallBack(becauseUnknown, doubt(state))
+	if rd.primary.stays(session) {
+		rt.toPrimary(becauseSooner)
+	} else {
+		rt.fallBack(becauseUnknown, doubt(state))
+	}
 	return sessionState{}, nil
 }
 
@@ -161,8 +167,18 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 		return nil, errOutdated
 	case rt.target != targetReplica && rep.tracker.lagging():
 		return nil, rep.lagError(rep.tracker.latest.Load(), state)
+	case rt.target != targetReplica && rd.primarySooner(rep, state):
+		rep.tracker.lookInBackground(state)
+		rd.primary.stay()
+		return nil, errSooner
 	}
 	return await(ctx, rd, rt, rep, from, state, opened)
+}
+
+// primarySooner reports whether the primary is expected to answer a read before the replica shows what the read's session has
+// written. With a MinReplicaWait such a read waits all the same.
+func (rd *reads) primarySooner(rep *replica, state sessionState) bool {
+	return rd.primary.minWait == 0 && rep.tracker.delay.remaining(state) > rd.primary.waitLimit()
 }
 
 // await waits until a replica has replayed what state covers, and acquires a connection to it. It waits no longer than a

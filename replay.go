@@ -18,6 +18,8 @@ var (
 	// errOutdated ends a wait for a position that no standby can be checked against any more. The primary has to be asked
 	// for the session's position again.
 	errOutdated = errors.New("flyregion: the position is of no use any more")
+	// errSooner is what a read gets in place of a connection to a replica if the primary is expected to answer sooner.
+	errSooner = errors.New("flyregion: the primary is expected to answer sooner")
 	// errClosedPool is what a closed pool returns, this package's and pgxpool's alike.
 	errClosedPool = puddle.ErrClosedPool
 )
@@ -42,6 +44,9 @@ const (
 	serverWait = 10 * time.Millisecond
 	// missedTime is how long other reads do not wait after a wait in vain, unless the replica catches up before.
 	missedTime = time.Second
+	// lookPause is the time between two looks at least, and lookTime is how long one takes at most.
+	lookPause = 10 * time.Millisecond
+	lookTime  = 100 * time.Millisecond
 	// watcherIdleTime is how long a watcher's connection is kept after the last wait.
 	watcherIdleTime = 30 * time.Second
 	// watcherTimeout bounds how long a watcher tries to connect and waits for an answer.
@@ -58,8 +63,11 @@ type tracker struct {
 	stop      context.CancelFunc
 	latest    atomic.Pointer[report] // the report that was asked for last, of any server of the region
 	missed    atomic.Pointer[miss]   // the latest wait in vain, nil if there was none lately
-	checking  atomic.Bool            // checkInBackground runs
-	checkedAt atomic.Int64           // when it began last, in nanoseconds since 1970
+	delay     replayDelay
+	checking  atomic.Bool  // checkInBackground runs
+	checkedAt atomic.Int64 // when it began last, in nanoseconds since 1970
+	looking   atomic.Bool  // lookInBackground runs
+	lookedAt  atomic.Int64 // when it began last, in nanoseconds since the process started
 
 	reconnects reconnectLimiter
 
@@ -119,6 +127,7 @@ func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, li
 		return err
 	}
 
+	began := uptime()
 	w := &waiter{state: state, after: after, woken: make(chan error, 1)}
 	if err := t.add(w); err != nil {
 		return err
@@ -128,6 +137,9 @@ func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, li
 	defer timer.Stop()
 	select {
 	case err := <-w.woken:
+		if err == nil {
+			t.delay.shown(state, began)
+		}
 		return err
 	case <-timer.C:
 		t.remove(w)
@@ -192,6 +204,7 @@ func (t *tracker) note(o *report) {
 // miss notes a wait in vain.
 func (t *tracker) miss(state sessionState) {
 	t.missed.Store(&miss{state: state, at: time.Now()})
+	t.delay.notShown(state)
 	// A report may have arrived in the meantime.
 	t.recheckMiss()
 }
@@ -378,6 +391,24 @@ func (t *tracker) checkInBackground(now time.Time) {
 		_, _ = t.observe(ctx, 0)
 	}) {
 		t.checking.Store(false)
+	}
+}
+
+// lookInBackground waits for what state covers in place of a read that does not, so that the delay is measured, unless that
+// is under way or has just been done.
+func (t *tracker) lookInBackground(state sessionState) {
+	now := uptime()
+	if now-time.Duration(t.lookedAt.Load()) < lookPause || !t.looking.CompareAndSwap(false, true) {
+		return
+	}
+	t.lookedAt.Store(int64(now))
+	if !t.background(func(ctx context.Context) {
+		defer t.looking.Store(false)
+		if errors.Is(t.wait(ctx, state, 0, lookTime), errNotReplayed) {
+			t.miss(state)
+		}
+	}) {
+		t.looking.Store(false)
 	}
 }
 

@@ -19,6 +19,7 @@ const (
 	becauseTransaction reason = "transaction"
 	becauseAsked       reason = "asked"               // by the context or a comment in the statement
 	becauseUnknown     reason = "position_unknown"    // the position of the session's last write is not known
+	becauseSooner      reason = "primary_sooner"      // the primary was expected to answer before the replica shows the session's writes
 	becauseLag         reason = "replica_lag"         // the replica did not replay the session's writes in time
 	becauseUnreachable reason = "replica_unreachable" // no connection to a replica
 	becauseRefused     reason = "replica_refused"     // the replica took the statement for a write
@@ -63,6 +64,11 @@ func (r *route) toPrimary(why reason) {
 func (r *route) fallBack(why reason, cause error) {
 	r.toPrimary(why)
 	r.cause = cause
+}
+
+// comesInCrowds reports whether the route is that of a read which leads to the primary because of what holds for all reads.
+func (r *route) comesInCrowds() bool {
+	return r.why == becauseLag || r.why == becauseSooner || r.why == becauseUnreachable
 }
 
 // route decides where a statement goes, by its context and its SQL.

@@ -3,6 +3,7 @@ package flyregion
 import (
 	"context"
 	"sync/atomic"
+	"time"
 )
 
 // Session is a causal token: it remembers how far the primary's write-ahead log must have been replayed for a replica to
@@ -25,6 +26,9 @@ type sessionState struct {
 	origin serverID
 	// unknown is the time, by this process's clock, of the latest write whose position is not known, 0 if there is none.
 	unknown uint64
+	// learned is when the write returned that raised the position, since the process started. It is 0 if that is not
+	// known, as where the position comes from a statement that has written nothing.
+	learned time.Duration
 	// outdated is the time at which the position was found to be outdated, in the sense of verdict: an answer of the
 	// primary that is asked for later is needed. It is 0 if the position is not outdated.
 	outdated uint64
@@ -42,7 +46,7 @@ func (s *Session) load() sessionState {
 func (s *Session) wrote(p position) {
 	for {
 		old := s.state.Load()
-		next := sessionState{position: p.flush, origin: p.origin}
+		next := sessionState{position: p.flush, origin: p.origin, learned: p.learned}
 		if old != nil {
 			switch {
 			case old.unknown > p.asked && old.unknown != p.noted:
@@ -58,6 +62,9 @@ func (s *Session) wrote(p position) {
 			}
 			if old.origin == p.origin {
 				next.position = max(next.position, old.position)
+				if p.learned == 0 || next.position == old.position {
+					next.learned = old.learned
+				}
 			}
 			if next == *old {
 				return
@@ -80,7 +87,7 @@ func (s *Session) wroteUnknownSince(asked uint64) (noted uint64) {
 		old := s.state.Load()
 		next := sessionState{unknown: now}
 		if old != nil {
-			next.position, next.origin, next.outdated = old.position, old.origin, old.outdated
+			next.position, next.origin, next.learned, next.outdated = old.position, old.origin, old.learned, old.outdated
 		}
 		if s.state.CompareAndSwap(old, &next) {
 			if old != nil && old.unknown > asked {
@@ -109,6 +116,8 @@ type position struct {
 	asked uint64
 	// noted is what wroteUnknownSince returned for a write that is covered too although it returned later, else 0.
 	noted uint64
+	// learned is when the answer arrived, since the process started, if the statement has written, else 0.
+	learned time.Duration
 	// flush covers every transaction that had committed synchronously.
 	flush LSN
 	// insert covers asynchronous commits too. It may be ahead of flush by what other transactions have written without

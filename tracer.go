@@ -194,6 +194,9 @@ func (c *primaryConn) ask(s *primaryStatement) {
 		if s.HasShow {
 			return
 		}
+	case s.Access == sqltext.Read && !s.TxControl && !s.OtherCommand && !s.UnknownCalls && c.primary.stays(c.sessionOf(s)):
+		s.unasked = uptime()
+		return
 	default:
 		position = true
 		s.writes = isWrite || !c.primary.covers(c.primary.session.load()) ||
@@ -218,6 +221,9 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 		return // it did not run, or has ended
 	}
 	c.end(s)
+	if s.unasked > 0 {
+		t.primary.readTime.measured(uptime() - s.unasked)
+	}
 	unannounced := c.unannounced.Swap(false)
 	if c.schema = c.schema || s.Schema || unannounced; c.schema {
 		// In the middle of a transaction too, as the same SQL may have ended another one before.

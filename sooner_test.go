@@ -1,0 +1,153 @@
+package flyregion
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+)
+
+// soonerPool returns a pool in ord with a MinReplicaWait of 0, and a function that returns how many of its reads went to
+// the primary because that was expected to answer sooner.
+func soonerPool(t *testing.T, change ...func(*Config)) (pool *Pool, sooner func() int64) {
+	recording := record(t)
+	pool = poolIn(t, sharedCluster(t), "ord", append(change, waits(0, time.Minute), func(c *Config) {
+		c.Telemetry.MeterProvider = recording.meters
+	})...)
+	comesHome(t, t.Context(), pool)
+	return pool, func() int64 { return recording.statements(t)["primary "+string(becauseSooner)] }
+}
+
+// writer returns a function that writes to a table, reads at once and checks that the read sees the write. It reports
+// whether the replica has answered.
+func writer(t *testing.T, pool *Pool, table string) func(context.Context) bool {
+	id := 0
+	return func(ctx context.Context) (local bool) {
+		t.Helper()
+		id++
+		if err := execs(ctx, pool, insertText(table, id)); err != nil {
+			t.Fatal(err)
+		}
+		var seen int
+		if err := pool.QueryRow(ctx, whereFrom(table)).Scan(&local, &seen); err != nil {
+			t.Fatal(err)
+		}
+		if seen != id {
+			t.Fatalf("%d rows of %d, replica: %v", seen, id, local)
+		}
+		return local
+	}
+}
+
+// TestPrimarySooner has a replica become slow and fast again, and the primary far. Reads behind a write go where they are
+// answered sooner, and see the write.
+func TestPrimarySooner(t *testing.T) {
+	cluster := sharedCluster(t)
+	ord := cluster.Server("ord")
+	ctx := t.Context()
+	delay := func(t *testing.T, d time.Duration) {
+		t.Helper()
+		noError(t, ord.DelayReplay(ctx, d))
+	}
+	t.Cleanup(func() {
+		cluster.SetLatency("ord", "nrt", 0)
+		noError(t, ord.DelayReplay(context.Background(), 0))
+	})
+
+	for _, test := range []struct {
+		name string
+		ctx  context.Context
+	}{{"pool's session", ctx}, {"session of its own", WithSession(ctx, &Session{})}} {
+		t.Run(test.name, func(t *testing.T) {
+			cluster.SetLatency("ord", "nrt", 20*time.Millisecond)
+			name := table(t, cluster, "id int primary key, v text")
+			pool, sooner := soonerPool(t)
+			writeAndRead := writer(t, pool, name)
+			delay(t, 300*time.Millisecond)
+			eventually(t, "reads go to the primary", func() bool { writeAndRead(test.ctx); return sooner() > 3 })
+			delay(t, 0)
+			eventually(t, "reads come home", func() bool { return writeAndRead(test.ctx) })
+			silent(t, cluster, pool)
+		})
+	}
+	t.Run("far primary", func(t *testing.T) {
+		const conns = 2
+		cluster.SetLatency("ord", "nrt", time.Millisecond)
+		name := table(t, cluster, "id int primary key, v text")
+		pool, sooner := soonerPool(t, func(c *Config) { c.MaxConns = conns })
+		fromPrimary := func(n int) {
+			var all sync.WaitGroup
+			for range conns {
+				all.Go(func() {
+					for range n {
+						if replicaServes(t, WithPrimary(ctx), pool) {
+							t.Error("it is the replica's answer")
+						}
+					}
+				})
+			}
+			all.Wait()
+		}
+		fromPrimary(3) // opens all connections, as each new one measures the round trip
+		writeAndRead := writer(t, pool, name)
+		delay(t, 80*time.Millisecond)
+		eventually(t, "reads go to the primary", func() bool { writeAndRead(ctx); return sooner() > 3 })
+		cluster.SetLatency("ord", "nrt", 100*time.Millisecond)
+		fromPrimary(readTimes)
+		eventually(t, "reads come home", func() bool { return writeAndRead(ctx) })
+		silent(t, cluster, pool)
+	})
+}
+
+// TestPrimarySoonerWhileFrozen halts replay, with the primary near. Reads go on there, also once there are no more writes,
+// and come home when replay goes on.
+func TestPrimarySoonerWhileFrozen(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	ctx := t.Context()
+	pool, sooner := soonerPool(t)
+	writeAndRead := writer(t, pool, name)
+	thaw := freeze(t, cluster)
+	eventually(t, "reads go to the primary", func() bool { writeAndRead(ctx); return sooner() > 3 })
+	for range 20 {
+		if replicaServes(t, ctx, pool) {
+			t.Fatal("the replica serves while it is halted")
+		}
+	}
+	eventually(t, "nobody looks any more", func() bool { return waiting(pool) == 0 })
+	silent(t, cluster, pool)
+	thaw()
+	comesHome(t, ctx, pool)
+	silent(t, cluster, pool)
+}
+
+// TestReadsWithoutQuestions has reads that are sent to the primary without questions write all the same: the next read sees it.
+func TestReadsWithoutQuestions(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	hide(t, cluster, name)
+	ctx := t.Context()
+	pool, _ := soonerPool(t)
+	noError(t, execs(ctx, pool, insertText(name, 0)))
+	comesHome(t, ctx, pool)
+	freeze(t, cluster)
+	session := &pool.primary.session
+	id := 0
+	eventually(t, "a read is sent without questions", func() bool {
+		id++
+		// As if the session had just written what the replica shows.
+		state := session.load()
+		state.unknown, state.learned = 0, uptime()
+		session.state.Store(&state)
+		pool.primary.stay()
+
+		noError(t, pool.QueryRow(ctx, "select '0' operator(s_"+name+".<<<) $1::int", id).Scan(new(int)))
+		unasked := session.load().unknown > 0
+		var n int
+		noError(t, pool.QueryRow(ctx, "select count(*) from "+name).Scan(&n))
+		if n != id+1 {
+			t.Fatalf("%d rows of %d, without questions: %v", n, id+1, unasked)
+		}
+		return unasked
+	})
+}

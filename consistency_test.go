@@ -15,7 +15,6 @@ import (
 
 	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
-	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 )
 
 // TestConsistency lets two processes and the users that they share write and read in every way, all at once, while
@@ -143,7 +142,7 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 		history.processes = append(history.processes, p)
 		recordings = append(recordings, recording)
 	}
-	add(&process{region: "ord"}, func(*Config) {})
+	add(&process{region: "ord"}, func(c *Config) { c.MinReplicaWait = 0 })
 	syd := &process{region: "syd", async: r.IntN(4) == 0}
 	add(syd, func(c *Config) {
 		c.MaxReplicaWait = 500 * time.Millisecond
@@ -214,10 +213,8 @@ func (c *tally) add(t *testing.T, r *recording) {
 	for where, n := range r.statements(t) {
 		c.sent[where] += int(n)
 	}
-	if waits, ok := r.metric(t, metricWait).(metricdata.Histogram[float64]); ok {
-		for _, point := range waits.DataPoints {
-			c.waits[attrIn(point.Attributes, attrOutcome)] += int(point.Count)
-		}
+	for outcome, n := range r.waits(t) {
+		c.waits[outcome] += n
 	}
 }
 

@@ -109,6 +109,18 @@ func (r *recording) statements(t testing.TB) map[string]int64 {
 	return counts
 }
 
+// waits returns how many reads have waited for a replica, by outcome.
+func (r *recording) waits(t testing.TB) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	if histogram, ok := r.metric(t, metricWait).(metricdata.Histogram[float64]); ok {
+		for _, point := range histogram.DataPoints {
+			counts[attrIn(point.Attributes, attrOutcome)] += int(point.Count)
+		}
+	}
+	return counts
+}
+
 // lagBytes returns the gauge's value for a region.
 func (r *recording) lagBytes(t testing.TB, region string) (bytes int64, ok bool) {
 	t.Helper()

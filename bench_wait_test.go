@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // consistentReader writes to the primary, and reads on a replica what it has written.
@@ -201,14 +203,16 @@ func memoryInUse() uint64 {
 }
 
 // BenchmarkReadWhileBusy is the share of reads that a replica serves, each after a write, while goroutines of this process
-// keep its processors busy, so that the watcher's answers come late.
+// keep its processors busy, so that the watcher's answers come late. It also tells the share of the reads that have waited in
+// vain, and of those that were kept from waiting by one that has.
 func BenchmarkReadWhileBusy(b *testing.B) {
 	cluster := sharedCluster(b)
 	ctx := b.Context()
 	for _, busy := range []int{0, 4, 12} {
 		b.Run(fmt.Sprint(busy), func(b *testing.B) {
 			name := table(b, cluster, "id int primary key")
-			pool := poolIn(b, cluster, "ord", unlogged)
+			recording := record(b)
+			pool := poolIn(b, cluster, "ord", unlogged, func(c *Config) { c.Telemetry.MeterProvider = recording.meters })
 			comesHome(b, ctx, pool)
 			stop, cancel := context.WithCancel(ctx)
 			var all sync.WaitGroup
@@ -236,6 +240,88 @@ func BenchmarkReadWhileBusy(b *testing.B) {
 			}
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(float64(local)/float64(reads)*100, "local-%")
+			inVain := int64(recording.waits(b)[string(waitFellBack)])
+			kept := recording.statements(b)["primary "+string(becauseLag)] - inVain
+			b.ReportMetric(float64(inVain)/float64(reads)*100, "in-vain-%")
+			b.ReportMetric(float64(kept)/float64(reads)*100, "kept-away-%")
 		})
+	}
+}
+
+// BenchmarkMixedWait is an app of eight goroutines of which one statement in twenty writes, beside a pgxpool on the primary:
+// near the primary and far from it, with a MinReplicaWait and without, all in one session and with one for each goroutine.
+// The ratio is that of the times. Without latency the connections are direct, as the proxy that adds it takes a part of this
+// process's time.
+func BenchmarkMixedWait(b *testing.B) {
+	const goroutines = 8
+	cluster := sharedCluster(b)
+	name := table(b, cluster, "id int primary key, v int")
+	ctx := b.Context()
+	if err := cluster.Leader().Exec(ctx, "insert into "+name+" select generate_series(0, 999), 0"); err != nil {
+		b.Fatal(err)
+	}
+	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { cluster.SetLatency("ord", "nrt", 0) })
+
+	mixed := func(db runner, contexts []context.Context) func(int) error {
+		return func(n int) error {
+			var all sync.WaitGroup
+			var turn atomic.Int64
+			errs := make(chan error, len(contexts))
+			for _, ctx := range contexts {
+				all.Go(func() {
+					for i := turn.Add(1); i <= int64(n); i = turn.Add(1) {
+						if err := mixedStatement(ctx, db, name, int(i)); err != nil {
+							errs <- err
+							return
+						}
+					}
+				})
+			}
+			all.Wait()
+			close(errs)
+			return <-errs
+		}
+	}
+	direct := func(to *pgxpool.Config) {
+		leader, err := pgxpool.ParseConfig(cluster.Leader().ConnString())
+		if err != nil {
+			b.Fatal(err)
+		}
+		to.ConnConfig.Host, to.ConnConfig.Port, to.ConnConfig.Fallbacks = leader.ConnConfig.Host, leader.ConnConfig.Port, nil
+		to.ConnConfig.LookupFunc, to.ConnConfig.DialFunc = leader.ConnConfig.LookupFunc, leader.ConnConfig.DialFunc
+	}
+	for _, latency := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond} {
+		for _, wait := range []time.Duration{defaultMinReplicaWait, 0} {
+			for _, sessions := range []int{1, goroutines} {
+				b.Run(fmt.Sprintf("latency=%v/wait=%v/sessions=%d", latency, wait, sessions), func(b *testing.B) {
+					cluster.SetLatency("ord", "nrt", latency)
+					contexts := make([]context.Context, goroutines)
+					for i := range contexts {
+						contexts[i] = ctx
+						if sessions > 1 {
+							contexts[i] = WithSession(ctx, &Session{})
+						}
+					}
+					raw := pgxpoolIn(b, cluster, "ord", "nrt", func(c *pgxpool.Config) {
+						c.MaxConns = 2 * goroutines
+						if latency == 0 {
+							direct(c)
+						}
+					})
+					pool := poolIn(b, cluster, "ord", unlogged, func(c *Config) {
+						c.MaxConns, c.MinReplicaWait = 2*goroutines, wait
+						if latency == 0 {
+							direct(c.Config)
+							c.ReplicaConnStrings = map[string]string{"ord": cluster.Server("ord").ConnString()}
+						}
+					})
+					comesHome(b, ctx, pool)
+					alternate(b, 400, [2]string{"pgxpool", "flyregion"}, [2]func(int) error{mixed(raw, contexts), mixed(pool, contexts)})
+				})
+			}
+		}
 	}
 }

@@ -156,17 +156,17 @@ func throughBouncer(t *testing.T, bouncer *pgcluster.Bouncer, poolMode string, e
 			continue
 		}
 		// What has to be prepared, looked up or checked is so after the first time, or a later one.
-		least := func(pool dbPool, table string, turns *atomic.Int64) (result string, err error, took int64) {
+		least := func(pool dbPool, table string, turns *atomic.Int64) (result string, took int64, err error) {
 			took = 1 << 62
 			for range max(1, step.times) {
 				before := turns.Load()
 				result, err = step.run(ctx, pool, table)
 				took = min(took, turns.Load()-before)
 			}
-			return result, err, took
+			return result, took, err
 		}
-		got, gotErr, gotTurns := least(ours, ourTable, &ourTurns)
-		want, wantErr, wantTurns := least(plain, plainTable, &plainTurns)
+		got, gotTurns, gotErr := least(ours, ourTable, &ourTurns)
+		want, wantTurns, wantErr := least(plain, plainTable, &plainTurns)
 		t.Logf("%s: %q, %v, flyregion %d turns, pgxpool %d", step.name, got, gotErr, gotTurns, wantTurns)
 		if got != want || kind(gotErr) != kind(wantErr) {
 			t.Errorf("%s: flyregion has %q, %v, and pgxpool %q, %v", step.name, got, gotErr, want, wantErr)

@@ -123,6 +123,16 @@ func (s *Server) WaitReplayed(ctx context.Context) error {
 	}
 	var position string
 	err := leader.connected(ctx, func(conn *pgx.Conn) error {
+		// The log may be flushed up to the middle of a record, which nothing ends before the log writer's next round. A
+		// commit ends it at once.
+		var rest int64
+		err := conn.QueryRow(ctx, "select pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()").Scan(&rest)
+		if err == nil && rest > 0 {
+			_, err = conn.Exec(ctx, "set synchronous_commit = local; select pg_logical_emit_message(true, '', '')")
+		}
+		if err != nil {
+			return err
+		}
 		return conn.QueryRow(ctx, "select pg_current_wal_flush_lsn()::text").Scan(&position)
 	})
 	if err != nil {

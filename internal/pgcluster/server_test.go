@@ -159,3 +159,19 @@ func TestExecOutlivesReplay(t *testing.T) {
 	execute(t, conn, "select pg_advisory_unlock(1)")
 	must(t, <-done)
 }
+
+// A replica is waited for until it shows what was committed asynchronously, too, however seldom the log is flushed.
+func TestWaitReplayedAsynchronousCommit(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord"}, Parameters: map[string]string{"wal_writer_delay": "10s"}})
+	ord := c.Server("ord")
+	must(t, c.Leader().Exec(ctx, "create table t (n int)"))
+	for i := range 10 {
+		must(t, c.Leader().Exec(ctx, "set synchronous_commit = off; insert into t select 1 from generate_series(1, 300)"))
+		must(t, ord.WaitReplayed(ctx))
+		if n := count(t, ord); n != 300*(i+1) {
+			t.Fatalf("%d rows, want %d", n, 300*(i+1))
+		}
+	}
+}

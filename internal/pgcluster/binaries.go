@@ -17,6 +17,8 @@ import (
 const (
 	// oldestMajor is the oldest PostgreSQL that has all that a cluster needs (pg_get_wal_replay_pause_state).
 	oldestMajor = 14
+	// newestMajor is the newest PostgreSQL that the tests are known to pass on. A newer one is tried.
+	newestMajor = 19
 
 	envPostgres   = "FLYREGION_POSTGRES"
 	envRepository = "FLYREGION_POSTGRES_REPOSITORY"
@@ -30,9 +32,9 @@ type binaries struct {
 }
 
 // advice says how to run another PostgreSQL than the one that is downloaded.
-var advice = fmt.Sprintf("install PostgreSQL %d or newer (for example: apt-get install postgresql, brew install postgresql), "+
+var advice = fmt.Sprintf("install PostgreSQL %d to %d (for example: apt-get install postgresql, brew install postgresql), "+
 	"or set %s to the folder that holds its postgres, initdb and pg_ctl, "+
-	"or set %s to the URL of a Maven repository that can be reached", oldestMajor, envPostgres, envRepository)
+	"or set %s to the URL of a Maven repository that can be reached", oldestMajor, newestMajor, envPostgres, envRepository)
 
 // Prepare finds the PostgreSQL that Start runs, and downloads it if there is none. Start does that too. Prepare is for tests,
 // which start many clusters and should fail once where there is no PostgreSQL.
@@ -52,7 +54,8 @@ func findBinaries(ctx context.Context, a account, p progress) (binaries, error) 
 	if value != "" && value != "embedded" {
 		b, err := inspectBinaries(ctx, a, value)
 		if err != nil {
-			return binaries{}, fmt.Errorf("pgcluster: %s=%q is not the bin folder of a PostgreSQL server: %w", envPostgres, value, err)
+			return binaries{}, fmt.Errorf("pgcluster: cannot use %s=%q: %w: want the bin folder of PostgreSQL %d to %d",
+				envPostgres, value, err, oldestMajor, newestMajor)
 		}
 		return b, nil
 	}
@@ -60,7 +63,7 @@ func findBinaries(ctx context.Context, a account, p progress) (binaries, error) 
 	why := fmt.Sprintf("%s=embedded, but PostgreSQL cannot be downloaded", envPostgres)
 	var unfit []error
 	if value == "" {
-		why = "no PostgreSQL server is installed and none can be downloaded"
+		why = "no PostgreSQL server that can be used is installed and none can be downloaded"
 		for _, dir := range installedFolders(ctx) {
 			b, err := inspectBinaries(ctx, a, dir)
 			if err == nil {
@@ -135,7 +138,7 @@ func inspectBinaries(ctx context.Context, a account, dir string) (binaries, erro
 		return binaries{}, fmt.Errorf("%s --version says %q", path, strings.TrimSpace(string(out)))
 	}
 	if major, _ := strconv.Atoi(match[2]); major < oldestMajor {
-		return binaries{}, fmt.Errorf("%s is PostgreSQL %s, which is older than %d", path, match[1], oldestMajor)
+		return binaries{}, fmt.Errorf("%s is PostgreSQL %s, which is too old", path, match[1])
 	}
 	return binaries{dir: dir, version: match[1]}, nil
 }

@@ -28,7 +28,7 @@ func TestNoPostgres(t *testing.T) {
 		dir := t.TempDir()
 		t.Setenv(envPostgres, dir)
 		_, err := Start(testContext(t), Config{})
-		wantError(t, err, envPostgres, dir)
+		wantError(t, err, envPostgres, dir, "postgres", "14 to 19")
 	})
 	t.Run("too old", func(t *testing.T) {
 		dir := openFolder(t)
@@ -37,7 +37,10 @@ func TestNoPostgres(t *testing.T) {
 		}
 		t.Setenv(envPostgres, dir)
 		_, err := Start(testContext(t), Config{})
-		wantError(t, err, envPostgres, dir, "9.6.24")
+		wantError(t, err, envPostgres, dir, "9.6.24", "too old", "14 to 19")
+		if strings.Contains(err.Error(), "not the bin folder") {
+			t.Errorf("it contradicts itself: %v", err)
+		}
 	})
 }
 

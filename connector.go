@@ -42,8 +42,8 @@ type Config struct {
 	ReplicaRegions []string
 
 	// ReplicaConnStrings are connection strings of replicas by region, for clusters that are not on Fly. Of each only
-	// the servers, the user, the password, the database, TLS and run-time parameters are used. A region without one is
-	// reached under its Fly name. The regions must be among ReplicaRegions. If those are empty, the Region must be one of
+	// the servers, the user, the password, the database, TLS and run-time parameters are used, and target_session_attrs if
+	// it is standby or prefer-standby. A region without one is reached under its Fly name. The regions must be among ReplicaRegions. If those are empty, the Region must be one of
 	// them, and the others are for other processes of the app.
 	ReplicaConnStrings map[string]string
 
@@ -178,11 +178,10 @@ func ParseConfig(connString string) (*Config, error) {
 
 	params := template.ConnConfig.RuntimeParams
 	for _, name := range slices.Sorted(maps.Keys(params)) {
-		short, ours := strings.CutPrefix(name, settingPrefix)
-		if !ours {
+		if !isSetting(name) {
 			continue
 		}
-		set, ok := settings[short]
+		set, ok := settings[strings.TrimPrefix(name, settingPrefix)]
 		if !ok {
 			return nil, pgconn.NewParseConfigError(connString, fmt.Sprintf("unknown setting %s: want one of %s", name, settingNames()), nil)
 		}
@@ -197,6 +196,9 @@ func ParseConfig(connString string) (*Config, error) {
 	}
 	return c, nil
 }
+
+// isSetting reports whether a parameter is meant for this package. PostgreSQL takes no parameter of such a name.
+func isSetting(name string) bool { return strings.HasPrefix(strings.ToLower(name), settingPrefix) }
 
 func settingNames() string {
 	var names []string
@@ -329,12 +331,16 @@ func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
 		return nil, err
 	}
 	for name := range other.ConnConfig.RuntimeParams {
-		if strings.HasPrefix(name, settingPrefix) {
+		if isSetting(name) {
 			return nil, fmt.Errorf("setting %s belongs in the pool's own connection string", name)
 		}
 	}
 	conn.Host, conn.Port, conn.Fallbacks = other.ConnConfig.Host, other.ConnConfig.Port, other.ConnConfig.Fallbacks
 	conn.TLSConfig, conn.SSLNegotiation = other.ConnConfig.TLSConfig, other.ConnConfig.SSLNegotiation
+	switch attrs := sessionAttrs(other.ConnConfig.ValidateConnect); attrs {
+	case "standby", "prefer-standby":
+		conn.ValidateConnect = validateBoth(conn.ValidateConnect, other.ConnConfig.ValidateConnect)
+	}
 	conn.Database, conn.User, conn.Password = other.ConnConfig.Database, other.ConnConfig.User, other.ConnConfig.Password
 	maps.Copy(conn.RuntimeParams, other.ConnConfig.RuntimeParams)
 	return config, nil

@@ -252,6 +252,7 @@ func TestParseConfigErrors(t *testing.T) {
 		wants    []string
 	}{
 		{"unknown setting", nil, "fly_regoin=ord", []string{"fly_regoin", "fly_region,"}},
+		{"setting in capitals", nil, "FLY_REGION=ord", []string{"FLY_REGION", "fly_region,"}},
 		{"bad region", nil, "fly_region=o_d", []string{"fly_region", `"o_d"`}},
 		{"empty region", nil, "fly_region=", []string{"fly_region", `""`, `"nrt"`}},
 		{"empty primary region", nil, "fly_primary_region=", []string{"fly_primary_region", `""`, `"nrt"`}},
@@ -675,6 +676,30 @@ func TestReplicaConnStrings(t *testing.T) {
 		}
 		if n != i+1 {
 			t.Fatalf("a read after %d writes saw %d", i+1, n)
+		}
+	}
+}
+
+// Of several servers the standby is read from, if the connection string asks for one.
+func TestReplicaConnStringsOfStandbys(t *testing.T) {
+	cluster := sharedCluster(t)
+	for attrs, want := range map[string]string{"any": "nrt", "primary": "nrt", "standby": "ord", "prefer-standby": "ord"} {
+		config, err := ParseConfig(cluster.Server("nrt").ConnString() + "&fly_region=ord&fly_primary_region=nrt&target_session_attrs=read-write")
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.ReplicaConnStrings = map[string]string{"ord": fmt.Sprintf("postgres://postgres:postgres@%s,%s/postgres?sslmode=disable&target_session_attrs=%s",
+			cluster.Server("nrt").Addr(), cluster.Server("ord").Addr(), attrs)}
+		pool, err := NewPoolWithConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pool.Close()
+		if got := answeredBy(t, t.Context(), cluster, pool); got != want {
+			t.Errorf("%s: %s answered a read, want %s", attrs, got, want)
+		}
+		if got := answeredBy(t, t.Context(), cluster, pool.Primary()); got != "nrt" {
+			t.Errorf("%s: %s is the primary", attrs, got)
 		}
 	}
 }

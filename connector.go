@@ -30,21 +30,23 @@ type Config struct {
 	// PrimaryRegion is where the writable server is. The default is fly_primary_region in the connection string, then
 	// the environment's PRIMARY_REGION. When it is empty the pool is one plain pgxpool.
 	//
-	// NewPoolWithConfig returns an error if a Region that is set needs a PrimaryRegion and there is none, or if it has no
-	// replica although one of the two is set. What the environment says is no setting: where no replica follows from that
-	// alone, the pool is one plain pgxpool. A field with the environment's value counts as the environment's.
+	// Where no replica is known, a pool is one plain pgxpool if both regions come from the environment. If one of them was
+	// set by the connection string or the app, NewPoolWithConfig returns an error, and also if Region was set so and there is
+	// no PrimaryRegion. A field that is set to the environment's value counts as the environment's.
 	PrimaryRegion string
 
 	// ReplicaRegions are the regions to read from, in order of preference. The default is fly_replica_regions in the
-	// connection string, separated by commas, then the Region alone. Each must have a replica: under a Fly name, or in
-	// ReplicaConnStrings. If not, or if there is no Region, NewPoolWithConfig returns an error. In the primary's region
-	// nothing is read from them, so that all processes of an app can have the same.
+	// connection string, separated by commas, then the Region alone. NewPoolWithConfig returns an error if one of them has
+	// neither a Fly name nor a connection string in ReplicaConnStrings, or if there is no Region. A process in the primary's
+	// region ignores them, so that all processes of an app can have the same.
 	ReplicaRegions []string
 
 	// ReplicaConnStrings are connection strings of replicas by region, for clusters that are not on Fly. Of each only
 	// the servers, the user, the password, the database, TLS and run-time parameters are used, and target_session_attrs if
-	// it is standby or prefer-standby. A region without one is reached under its Fly name. The regions must be among ReplicaRegions. If those are empty, the Region must be one of
-	// them, and the others are for other processes of the app.
+	// it is standby or prefer-standby. A region without one is reached under its Fly name.
+	//
+	// NewPoolWithConfig returns an error if there are ReplicaRegions and one of the regions is not among them. If there are
+	// none, the Region must be one of the regions. The others are for processes of the app elsewhere.
 	ReplicaConnStrings map[string]string
 
 	// AppName is the application_name that the servers see, where there are replicas, if the connection string and the
@@ -157,7 +159,7 @@ func setBool(to *bool, value string) error {
 //   - fly_simulate_replica: true for reads through read-only sessions on a single server
 //
 // They are not sent to the server. The environment is read only here. An error is a [*pgconn.ParseConfigError] that names the
-// setting. Whether the settings lead to a replica is checked by [NewPoolWithConfig], as fields may be set before.
+// setting. [NewPoolWithConfig] checks whether the settings lead to a replica, because fields may be set before that.
 func ParseConfig(connString string) (*Config, error) {
 	template, err := pgxpool.ParseConfig(connString)
 	if err != nil {

@@ -45,7 +45,8 @@ const (
 )
 
 // Telemetry says where spans and metrics go. A nil provider, which is the default, means OpenTelemetry's global one, even if
-// that is set after the pool was made. While no provider is set, nothing is recorded or allocated.
+// that is set after the pool was made. While no provider is set, nothing is recorded or allocated. A provider that panics
+// fails no statement: the panic goes to OpenTelemetry's error handler.
 type Telemetry struct {
 	TracerProvider trace.TracerProvider
 	MeterProvider  metric.MeterProvider

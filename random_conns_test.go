@@ -47,8 +47,8 @@ func (g *randomGenerator) begin() *randomOp {
 		q, ok := m.at(p).(interface {
 			BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error)
 		})
-		if !ok || m.txs[slot] != nil && !m.txs[slot].over || options.DeferrableMode != "" {
-			return // a deferrable one would wait for those that are open
+		if !ok || m.txs[slot] != nil && !m.txs[slot].over || options.DeferrableMode != "" || options.AccessMode == pgx.ReadOnly && m.fragile() {
+			return // a deferrable one would wait for those that are open, and one on the replica would be lost
 		}
 		ctx, done := m.context(under)
 		defer done()
@@ -219,8 +219,8 @@ func (g *randomGenerator) beginFunc() *randomOp {
 	script := g.script(randomPlace{kind: onTx}, options.AccessMode == pgx.ReadOnly)
 	ending := pick(g, "", "", "", "fails", "panics", "commits")
 	return &randomOp{text: fmt.Sprintf("BeginTxFunc %s %+v {%s}", ending, options, script.text), needs: 1, run: func(m *randomMachine) {
-		if options.DeferrableMode != "" && !m.alone(randomPlace{kind: onPool}) {
-			return // it would wait for the others
+		if options.DeferrableMode != "" && !m.alone(randomPlace{kind: onPool}) || options.AccessMode == pgx.ReadOnly && m.fragile() {
+			return // it would wait for the others, or be lost
 		}
 		func() {
 			defer func() {

@@ -28,6 +28,8 @@ type randomLab struct {
 	operations, idle, failures int
 	licensed                   map[string]int
 	sent                       map[string]int64 // acquisitions of the Pools, by server
+	breaks                     map[string]int   // of links, by kind, and the writes under them by their outcome
+	looks                      int              // that were compared with the primary
 }
 
 const (
@@ -43,7 +45,7 @@ func newRandomLab(t *testing.T) *randomLab {
 		// A request to cancel may come before the statement that it is meant for. Then the server runs that for nobody.
 		"client_connection_check_interval": "100ms",
 	})
-	l := &randomLab{t: t, cluster: cluster, licensed: map[string]int{}, sent: map[string]int64{}}
+	l := &randomLab{t: t, cluster: cluster, licensed: map[string]int{}, sent: map[string]int64{}, breaks: map[string]int{}}
 	connect := func(s *pgcluster.Server) *pgx.Conn {
 		conn, err := pgx.Connect(t.Context(), s.ConnString())
 		if err != nil {
@@ -65,6 +67,8 @@ const randomSetup = `
 	create table items (id int primary key, n int not null check (n >= 0), v text, parent int references items deferrable initially deferred);
 	insert into items select 20 * lane + i, i, 'v' || i, null from generate_series(0, 11) lane, generate_series(1, 9) i;
 	create table log (k int generated always as identity primary key, what text);
+	create table once (k int generated always as identity primary key, what text);
+	create function write_once(what text) returns int language sql as 'insert into once (what) values (what) returning k';
 	create unlogged table hasty (id int);
 	insert into hasty values (1), (2);
 	create sequence seq;
@@ -162,6 +166,7 @@ func (l *randomLab) resume() {
 type randomResult struct {
 	saw     [][]string // by operation
 	end     []string
+	wrong   []string
 	skipped []bool // by operation: there was no connection left for it
 }
 
@@ -192,6 +197,7 @@ func (l *randomLab) run(p *randomProgram, skip []bool) *randomResult {
 			result.saw = append(result.saw, m.do(op, &result.skipped[i], skip != nil && skip[i]))
 		}
 		result.end = m.finish()
+		result.wrong = m.wrong
 	})
 	select {
 	case <-finished:
@@ -204,6 +210,7 @@ func (l *randomLab) run(p *randomProgram, skip []bool) *randomResult {
 	}
 	if left := goroutinesLeft(label); left != "" {
 		result.end = append(result.end, "goroutines are left:\n"+left)
+		result.wrong = append(result.wrong, "goroutines are left:\n"+left)
 	}
 	return result
 }
@@ -257,6 +264,12 @@ func (m *randomMachine) open(ctx context.Context) error {
 	if m.program.session {
 		m.ctx = WithSession(m.ctx, &Session{})
 	}
+	switch {
+	case m.program.cuts == "nrt":
+		m.link = m.lab.cluster.Link(region, "nrt")
+	case !m.plain && m.program.cuts == "ord":
+		m.link = m.lab.cluster.Link(region, "ord")
+	}
 	if m.plain {
 		pool, err := pgxpool.NewWithConfig(m.ctx, config.Config)
 		if err != nil {
@@ -281,7 +294,11 @@ func (m *randomMachine) finish() (end []string) {
 		}
 	}()
 	m.saw = nil
+	m.restoreLink()
 	m.guarded("the end", m.closeAll)
+	if m.program.cuts == "nrt" {
+		m.recovers()
+	}
 	end = m.saw
 	used := func() (n int32) {
 		for start := time.Now(); time.Since(start) < 5*time.Second; time.Sleep(time.Millisecond) {
@@ -310,6 +327,12 @@ func (m *randomMachine) finish() (end []string) {
 		end = append(end, "closed")
 	case <-time.After(randomPatience):
 		end = append(end, "Close does not return")
+	}
+	if m.program.cuts == "nrt" {
+		m.checkOnce()
+		if used != 0 || end[len(end)-1] != "closed" {
+			m.blame(strings.Join(end, "\n"))
+		}
 	}
 	return append(end, m.lab.contents(m.schema)...)
 }

@@ -5,9 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
+	"time"
 
+	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -43,6 +47,12 @@ type randomMachine struct {
 	sqlTxs   [randomSlots]*randomSQLTx
 	sqlRows  [randomSlots]*randomSQLRows
 	sqlStmts [randomSlots]*sql.Stmt
+
+	link    *pgcluster.Link // that breaks, or nil
+	broken  string          // how it is broken, "" if it is not
+	stopCut func()          // ends the cut that is to come soon, or nil
+	once    map[string]error
+	wrong   []string
 
 	owned map[randomPlace]*randomOwned
 	using int // connections of the pool that the running operation has for itself
@@ -97,6 +107,7 @@ func (m *randomMachine) note(what string, values ...any) {
 	for _, v := range values {
 		line.WriteByte(' ')
 		if err, ok := v.(error); ok {
+			m.judge(err)
 			line.WriteString(describeError(err))
 		} else {
 			fmt.Fprint(&line, v)
@@ -121,6 +132,9 @@ func (m *randomMachine) loosely(what string, err error) {
 func (m *randomMachine) guarded(what string, f func()) {
 	defer func() {
 		if r := recover(); r != nil {
+			if err, ok := r.(runtime.Error); ok {
+				m.blame(fmt.Sprintf("%s panics: %v\n%s", what, err, debug.Stack()))
+			}
 			m.note(what+" panics:", r)
 		}
 	}()
@@ -130,14 +144,18 @@ func (m *randomMachine) guarded(what string, f func()) {
 // do does an operation and returns what it saw. If there is no connection for it, it says so in skipped.
 func (m *randomMachine) do(op *randomOp, skipped *bool, skip bool) []string {
 	m.saw, m.using = nil, 0
-	if m.plain && op.needs > 0 && m.held()+op.needs > int(m.program.maxConns) || skip {
+	if (m.plain || m.program.cuts == "nrt") && op.needs > 0 && m.held()+op.needs > int(m.program.maxConns) || skip {
 		*skipped = true
 		return []string{nothingToDo}
 	}
 	// What the operation leaves open keeps its context.
 	outer := m.ctx
 	var cancel context.CancelFunc
-	m.ctx, cancel = context.WithTimeout(outer, randomPatience)
+	patience := randomPatience
+	if m.program.cuts == "nrt" && m.broken == "stalled" {
+		patience = 200 * time.Millisecond
+	}
+	m.ctx, cancel = context.WithTimeout(outer, patience)
 	m.cancels = append(m.cancels, cancel)
 	defer func() { m.ctx = outer }()
 	m.guarded("it", func() { op.run(m) })
@@ -151,6 +169,10 @@ func (m *randomMachine) do(op *randomOp, skipped *bool, skip bool) []string {
 // look reads all that there is through the pool. That misses no write that has returned.
 func (m *randomMachine) look(what string) {
 	if m.held() >= int(m.program.maxConns) {
+		return
+	}
+	if m.program.cuts == "nrt" {
+		m.lookBetween(what)
 		return
 	}
 	var items, sum, log int

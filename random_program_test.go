@@ -19,6 +19,8 @@ type randomProgram struct {
 	prepared    bool // AfterConnect prepares randomPrepared
 	simulate    bool // the replica is SimulateReplica's
 	awaitWrites bool
+	prefix      string // of its name
+	cuts        string // the region of the server whose link breaks; "" for none
 	ops         []*randomOp
 	dropped     bool
 }
@@ -35,13 +37,13 @@ type randomOp struct {
 // name is what FLYREGION_RANDOM_SEED takes.
 func (p *randomProgram) name() string {
 	if !p.dropped {
-		return fmt.Sprint(p.seed)
+		return fmt.Sprint(p.prefix, p.seed)
 	}
 	var kept []string
 	for _, op := range p.ops {
 		kept = append(kept, fmt.Sprint(op.index))
 	}
-	return fmt.Sprintf("%d:%s", p.seed, strings.Join(kept, ","))
+	return fmt.Sprintf("%s%d:%s", p.prefix, p.seed, strings.Join(kept, ","))
 }
 
 // String shows the program.
@@ -75,10 +77,18 @@ type randomGenerator struct {
 	*rand.Rand
 	program *randomProgram
 	opened  map[randomPlace]bool // what is probably in the slots
+	makers  []randomMaker
 }
 
 func newRandomProgram(seed uint64) *randomProgram {
-	g := &randomGenerator{Rand: rand.New(rand.NewPCG(seed, 9)), opened: map[randomPlace]bool{}}
+	g := newRandomGenerator(seed, 9)
+	g.fill()
+	return g.program
+}
+
+// newRandomGenerator begins a program that has no operations yet.
+func newRandomGenerator(seed, kind uint64) *randomGenerator {
+	g := &randomGenerator{Rand: rand.New(rand.NewPCG(seed, kind)), opened: map[randomPlace]bool{}, makers: slices.Clone(randomMakers)}
 	p := &randomProgram{
 		seed:        seed,
 		mode:        randomModes[0],
@@ -92,12 +102,17 @@ func newRandomProgram(seed uint64) *randomProgram {
 		p.mode = randomModes[g.IntN(len(randomModes))]
 	}
 	g.program = p
+	return g
+}
+
+// fill makes up the program's operations.
+func (g *randomGenerator) fill() {
+	p := g.program
 	for n := 10 + g.IntN(40); len(p.ops) < n; {
 		op := g.operation()
 		op.index = len(p.ops)
 		p.ops = append(p.ops, op)
 	}
-	return p
 }
 
 // one is true one time in n.
@@ -106,11 +121,14 @@ func (g *randomGenerator) one(n int) bool { return g.IntN(n) == 0 }
 // pick returns one of several.
 func pick[T any](g *randomGenerator, of ...T) T { return of[g.IntN(len(of))] }
 
-// randomMakers make operations, each as often as its weight says.
-var randomMakers = []struct {
+// randomMaker makes operations of a kind.
+type randomMaker struct {
 	weight int
 	make   func(g *randomGenerator) *randomOp
-}{
+}
+
+// randomMakers make operations, each as often as its weight says.
+var randomMakers = []randomMaker{
 	{40, (*randomGenerator).statement},
 	{12, (*randomGenerator).look},
 	{8, (*randomGenerator).begin},
@@ -139,11 +157,11 @@ var randomMakers = []struct {
 
 func (g *randomGenerator) operation() *randomOp {
 	total := 0
-	for _, maker := range randomMakers {
+	for _, maker := range g.makers {
 		total += maker.weight
 	}
 	n := g.IntN(total)
-	for _, maker := range randomMakers {
+	for _, maker := range g.makers {
 		if n -= maker.weight; n < 0 {
 			if op := maker.make(g); op != nil {
 				return op
@@ -246,7 +264,7 @@ func (g *randomGenerator) under(p randomPlace, reads bool) string {
 		return ""
 	}
 	names := []string{"canceled", "primary", "canceled after"}
-	if p.kind == onPool && reads && !g.program.awaitWrites { // whose patience with a replica is too short
+	if p.kind == onPool && reads && !g.program.awaitWrites && g.program.cuts == "" { // where it may be too late, or lost
 		names = append(names, "replica", "replica")
 	}
 	if p.kind == onPool && !reads {

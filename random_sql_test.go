@@ -105,7 +105,7 @@ func (g *randomGenerator) sqlStatement() *randomOp {
 			} // database/sql closes it with its transaction
 		case "keep":
 			rows, err := q.QueryContext(m.ctx, text.sql, slices.Clone(args)...)
-			if err != nil || m.sqlRows[slot] != nil || text.kind.writes() || p.kind != onDB {
+			if err != nil || m.fragile() || m.sqlRows[slot] != nil || text.kind.writes() || p.kind != onDB {
 				m.sqlRead(rows, err)
 				return
 			}
@@ -208,7 +208,7 @@ func (g *randomGenerator) sqlOpen() *randomOp {
 		q, ok := m.sqlAt(on).(interface {
 			BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
 		})
-		if !ok || m.sqlTxs[slot] != nil && !m.sqlTxs[slot].over {
+		if !ok || m.sqlTxs[slot] != nil && !m.sqlTxs[slot].over || options != nil && options.ReadOnly && m.fragile() {
 			return
 		}
 		if on.kind == onSQLConn && m.sqlTxOn(on.slot) {

@@ -59,7 +59,7 @@ func (g *randomGenerator) batch() *randomOp {
 	}
 	change := g.one(4)
 	under := g.under(p, false)
-	if under == "canceled after" {
+	if under == "canceled after" || under == "without wait" && reads {
 		under = ""
 	}
 	return &randomOp{text: fmt.Sprintf("%s.SendBatch(%s) changes=%v %s {%s}", p, how, change, under, shown), needs: p.needs(), run: func(m *randomMachine) {
@@ -112,7 +112,7 @@ func (g *randomGenerator) batch() *randomOp {
 				}
 			}
 		}
-		if how == "keep" && (reads && p.kind == onPool || m.inBlock(p)) {
+		if how == "keep" && !m.fragile() && (reads && p.kind == onPool || m.inBlock(p)) {
 			m.batches[slot] = &randomBatch{results, p.pools()}
 			m.own(p, func(o *randomOwned) *bool { return &o.batches[slot] })
 			// With the first result the server is through with all of them.

@@ -128,6 +128,22 @@ func (l *randomLab) caughtUp() {
 	}
 }
 
+const randomSleepsSQL = "select exists (select from pg_stat_activity where state = 'active' and query like '%pg_sleep(60)%' and pid <> pg_backend_pid())"
+
+// sleeps reports whether a server runs pg_sleep.
+func (l *randomLab) sleeps() bool {
+	for _, conn := range []*pgx.Conn{l.leader, l.replica} {
+		var sleeps bool
+		if err := conn.QueryRow(context.Background(), randomSleepsSQL).Scan(&sleeps); err != nil {
+			l.t.Error(err)
+		}
+		if sleeps {
+			return true
+		}
+	}
+	return false
+}
+
 // written returns a text that changes whenever something is written.
 func (l *randomLab) written() (position string) {
 	if err := l.leader.QueryRow(context.Background(), "select pg_current_wal_insert_lsn()::text").Scan(&position); err != nil {
@@ -271,6 +287,7 @@ func (m *randomMachine) open(ctx context.Context) error {
 		m.link = m.lab.cluster.Link(region, "ord")
 	}
 	if m.plain {
+		config.ConnConfig.Host = "nrt.app.internal" // as the Pool makes of it
 		pool, err := pgxpool.NewWithConfig(m.ctx, config.Config)
 		if err != nil {
 			return err

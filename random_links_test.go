@@ -177,7 +177,7 @@ func (m *randomMachine) judge(err error) {
 	var pgErr *pgconn.PgError
 	text := err.Error()
 	switch {
-	case errors.As(err, &pgErr) && (pgErr.Code == "08P01" || pgErr.Code == "XX000" && !strings.HasPrefix(pgErr.Message, "raised ")):
+	case errors.As(err, &pgErr) && (pgErr.Code == "08P01" && !strings.HasPrefix(pgErr.Message, "bind message supplies") || pgErr.Code == "XX000" && !strings.HasPrefix(pgErr.Message, "raised ")):
 	case strings.Contains(text, "flyregion: ") && !errors.Is(err, ErrReplicaLag):
 	default:
 		return

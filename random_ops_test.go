@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -213,8 +214,8 @@ func (g *randomGenerator) canceledDuring() *randomOp {
 		if q == nil {
 			return
 		}
-		ctx, cancel := context.WithTimeout(m.ctx, 50*time.Millisecond)
-		defer cancel()
+		ctx, stop := m.canceledWhileItSleeps()
+		defer stop()
 		var err error
 		if exec {
 			_, err = q.Exec(ctx, sql)
@@ -227,10 +228,33 @@ func (g *randomGenerator) canceledDuring() *randomOp {
 			}
 			rows.Close()
 		}
+		stop()
 		m.loosely("canceled", err)
 		m.canceledAt(p)
 		m.look("after it")
 	}}
+}
+
+// canceledWhileItSleeps returns a context that ends when a server runs pg_sleep, and what to call when the statement has
+// returned.
+func (m *randomMachine) canceledWhileItSleeps() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(m.ctx)
+	returned := make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		defer cancel()
+		for !m.lab.sleeps() {
+			select {
+			case <-returned:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	})
+	return ctx, sync.OnceFunc(func() {
+		close(returned)
+		watcher.Wait()
+	})
 }
 
 // copyFrom copies rows in.

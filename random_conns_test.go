@@ -219,7 +219,7 @@ func (g *randomGenerator) beginFunc() *randomOp {
 	script := g.script(randomPlace{kind: onTx}, options.AccessMode == pgx.ReadOnly)
 	ending := pick(g, "", "", "", "fails", "panics", "commits")
 	return &randomOp{text: fmt.Sprintf("BeginTxFunc %s %+v {%s}", ending, options, script.text), needs: 1, run: func(m *randomMachine) {
-		if options.DeferrableMode != "" && !m.alone(randomPlace{kind: onPool}) || options.AccessMode == pgx.ReadOnly && m.fragile() {
+		if options.DeferrableMode != "" && (m.program.together || !m.alone(randomPlace{kind: onPool})) || options.AccessMode == pgx.ReadOnly && m.fragile() {
 			return // it would wait for the others, or be lost
 		}
 		func() {

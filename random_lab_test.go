@@ -3,6 +3,7 @@ package flyregion
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"runtime/pprof"
@@ -21,9 +22,8 @@ import (
 type randomLab struct {
 	t       testing.TB
 	cluster *pgcluster.Cluster
-	leader  *pgx.Conn // straight to the primary
-	replica *pgx.Conn // straight to the replica in ord
-	paused  bool
+	leader  *randomServer // the primary
+	replica *randomServer // in ord
 
 	operations, idle, failures int
 	licensed                   map[string]int
@@ -46,16 +46,37 @@ func newRandomLab(t *testing.T) *randomLab {
 		"client_connection_check_interval": "100ms",
 	})
 	l := &randomLab{t: t, cluster: cluster, licensed: map[string]int{}, sent: map[string]int64{}, breaks: map[string]int{}}
-	connect := func(s *pgcluster.Server) *pgx.Conn {
+	connect := func(s *pgcluster.Server) *randomServer {
 		conn, err := pgx.Connect(t.Context(), s.ConnString())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close(context.Background()) })
-		return conn
+		return &randomServer{Conn: conn}
 	}
 	l.leader, l.replica = connect(cluster.Leader()), connect(cluster.Server("ord"))
 	return l
+}
+
+// randomServer is a connection straight to a server, for one goroutine at a time.
+type randomServer struct {
+	*pgx.Conn
+	mu     sync.Mutex
+	paused bool // the replica's replay; guarded by mu
+}
+
+func (s *randomServer) exec(sql string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.Exec(context.Background(), sql)
+	return err
+}
+
+// ask scans the one row of a query.
+func (s *randomServer) ask(sql string, args []any, dest ...any) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.QueryRow(context.Background(), sql, args...).Scan(dest...)
 }
 
 // randomSetup makes what a program works on.
@@ -93,48 +114,42 @@ const randomSetup = `
 // prepare makes a schema anew and lets the replica have it.
 func (l *randomLab) prepare(schema string) {
 	l.t.Helper()
-	if _, err := l.leader.Exec(context.Background(), strings.ReplaceAll(randomSetup, "SCHEMA", schema)); err != nil {
+	if err := l.leader.exec(strings.ReplaceAll(randomSetup, "SCHEMA", schema)); err != nil {
 		l.t.Fatal(err)
 	}
-	l.resume()
 	l.caughtUp()
 }
 
-// caughtUp waits until the replica shows all that the primary has.
+// caughtUp lets the replica's replay continue, and waits until it shows all that the primary has.
 func (l *randomLab) caughtUp() {
 	l.t.Helper()
-	ctx := context.Background()
-	var position string
 	// The commit flushes what others have left in memory, such as an asynchronous commit. Not the insert position: at the end
 	// of a page it lies behind a header that nobody has written yet.
-	if _, err := l.leader.Exec(ctx, "select pg_logical_emit_message(true, 'random', '')"); err != nil {
-		l.t.Fatal(err)
+	var position string
+	err := l.leader.exec("select pg_logical_emit_message(true, 'random', '')")
+	if err == nil {
+		err = l.leader.ask("select pg_current_wal_flush_lsn()::text", nil, &position)
 	}
-	if err := l.leader.QueryRow(ctx, "select pg_current_wal_flush_lsn()::text").Scan(&position); err != nil {
-		l.t.Fatal(err)
-	}
-	for start := time.Now(); ; time.Sleep(time.Millisecond) {
-		var shown bool
-		err := l.replica.QueryRow(ctx, "select pg_last_wal_replay_lsn() >= $1::text::pg_lsn", position).Scan(&shown)
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		if shown {
-			return
-		}
+	for start, shown := time.Now(), false; err == nil && !shown; time.Sleep(time.Millisecond) {
+		l.resume()
+		err = l.replica.ask("select pg_last_wal_replay_lsn() >= $1::text::pg_lsn", []any{position}, &shown)
 		if time.Since(start) > randomPatience {
-			l.t.Fatal("the replica does not replay")
+			err = errors.New("the replica does not replay")
 		}
+	}
+	if err != nil {
+		l.t.Error(err)
 	}
 }
 
-const randomSleepsSQL = "select exists (select from pg_stat_activity where state = 'active' and query like '%pg_sleep(60)%' and pid <> pg_backend_pid())"
-
-// sleeps reports whether a server runs pg_sleep.
-func (l *randomLab) sleeps() bool {
-	for _, conn := range []*pgx.Conn{l.leader, l.replica} {
+// sleeps reports whether a server runs a program's pg_sleep.
+func (l *randomLab) sleeps(p *randomProgram) bool {
+	for _, server := range []*randomServer{l.leader, l.replica} {
 		var sleeps bool
-		if err := conn.QueryRow(context.Background(), randomSleepsSQL).Scan(&sleeps); err != nil {
+		err := server.ask(`
+			select exists (select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid())`,
+			[]any{p.sleeping()}, &sleeps)
+		if err != nil {
 			l.t.Error(err)
 		}
 		if sleeps {
@@ -146,7 +161,7 @@ func (l *randomLab) sleeps() bool {
 
 // written returns a text that changes whenever something is written.
 func (l *randomLab) written() (position string) {
-	if err := l.leader.QueryRow(context.Background(), "select pg_current_wal_insert_lsn()::text").Scan(&position); err != nil {
+	if err := l.leader.ask("select pg_current_wal_insert_lsn()::text", nil, &position); err != nil {
 		l.t.Error(err)
 	}
 	return position
@@ -154,26 +169,29 @@ func (l *randomLab) written() (position string) {
 
 // pause halts the replica's replay.
 func (l *randomLab) pause() {
-	ctx := context.Background()
-	if _, err := l.replica.Exec(ctx, "select pg_wal_replay_pause()"); err != nil {
+	s := l.replica
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.Exec(context.Background(), "select pg_wal_replay_pause()")
+	for state := ""; err == nil && state != "paused"; {
+		err = s.QueryRow(context.Background(), "select pg_get_wal_replay_pause_state()").Scan(&state)
+	}
+	if err != nil {
 		l.t.Error(err)
 	}
-	for state := ""; state != "paused"; {
-		if err := l.replica.QueryRow(ctx, "select pg_get_wal_replay_pause_state()").Scan(&state); err != nil {
-			l.t.Error(err)
-			return
-		}
-	}
-	l.paused = true
+	s.paused = true
 }
 
 // resume continues the replica's replay.
 func (l *randomLab) resume() {
-	if !l.paused {
+	s := l.replica
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.paused {
 		return
 	}
-	l.paused = false
-	if _, err := l.replica.Exec(context.Background(), "select pg_wal_replay_resume()"); err != nil {
+	s.paused = false
+	if _, err := s.Exec(context.Background(), "select pg_wal_replay_resume()"); err != nil {
 		l.t.Error(err)
 	}
 }
@@ -199,36 +217,68 @@ func (l *randomLab) run(p *randomProgram, skip []bool) *randomResult {
 
 	m := &randomMachine{lab: l, program: p, schema: schema, plain: plain}
 	result := &randomResult{skipped: make([]bool, len(p.ops))}
-	finished := make(chan struct{})
-	label := strconv.FormatUint(clock.Add(1), 10)
-	// All goroutines that come out of this one carry its label.
-	go pprof.Do(context.Background(), pprof.Labels("random", label), func(ctx context.Context) {
-		defer close(finished)
+	doing := func() string { return fmt.Sprintf("%s at %s (pgxpool: %v)", p.name(), m.doing(), plain) }
+	left := l.labelled(doing, func(ctx context.Context) {
 		if err := m.open(ctx); err != nil {
 			result.end = append(result.end, "cannot open the pool: "+err.Error())
 			return
 		}
-		for i, op := range p.ops {
-			m.now.Store(op)
-			result.saw = append(result.saw, m.do(op, &result.skipped[i], skip != nil && skip[i]))
-		}
-		result.end = m.finish()
+		m.all(result, skip)
+		m.closePool()
+		result.end = append(m.saw, l.contents(schema)...)
 		result.wrong = m.wrong
+	})
+	if left != "" {
+		result.end = append(result.end, left)
+		result.wrong = append(result.wrong, left)
+	}
+	return result
+}
+
+// all does all operations of the machine's program, and ends what they have left open.
+func (m *randomMachine) all(result *randomResult, skip []bool) {
+	for i, op := range m.program.ops {
+		m.now.Store(op)
+		result.saw = append(result.saw, m.do(op, &result.skipped[i], skip != nil && skip[i]))
+	}
+	m.saw = nil
+	m.restoreLink()
+	m.guarded("the end", m.closeAll)
+	if m.program.cuts == "nrt" {
+		m.recovers()
+	}
+	for _, cancel := range m.cancels {
+		cancel()
+	}
+}
+
+// doing says what the machine does.
+func (m *randomMachine) doing() string {
+	if op, ok := m.now.Load().(*randomOp); ok {
+		return op.text
+	}
+	return "the start"
+}
+
+// labelled runs f in a goroutine, and returns what is left of it and of all that come out of it: "" if nothing is.
+func (l *randomLab) labelled(doing func() string, f func(ctx context.Context)) (left string) {
+	l.t.Helper()
+	finished := make(chan struct{})
+	label := strconv.FormatUint(clock.Add(1), 10)
+	go pprof.Do(context.Background(), pprof.Labels("random", label), func(ctx context.Context) {
+		defer close(finished)
+		f(ctx)
 	})
 	select {
 	case <-finished:
 	case <-time.After(10 * randomPatience):
 		stacks := make([]byte, 1<<20)
-		l.t.Fatalf("%s hangs (pgxpool: %v) at %v\n%s\n%s", p.name(), plain, m.now.Load().(*randomOp).text, p, stacks[:runtime.Stack(stacks, true)])
+		l.t.Fatalf("%s hangs\n%s", doing(), stacks[:runtime.Stack(stacks, true)])
 	}
-	for len(result.saw) < len(p.ops) {
-		result.saw = append(result.saw, nil)
+	if left = goroutinesLeft(label); left != "" {
+		left = "goroutines are left:\n" + left
 	}
-	if left := goroutinesLeft(label); left != "" {
-		result.end = append(result.end, "goroutines are left:\n"+left)
-		result.wrong = append(result.wrong, "goroutines are left:\n"+left)
-	}
-	return result
+	return left
 }
 
 // goroutinesLeft waits until no goroutine has a label any more, and returns the stacks of those that keep running.
@@ -255,37 +305,15 @@ func (m *randomMachine) open(ctx context.Context) error {
 	if m.plain || m.program.simulate {
 		region = "nrt"
 	}
-	config := configIn(m.lab.t, m.lab.cluster, region)
+	config := m.lab.config(m.program, region, m.schema)
 	config.SimulateReplica = !m.plain && m.program.simulate
-	config.MinReplicaWait, config.MaxReplicaWait = time.Millisecond, 5*time.Second
-	if m.program.awaitWrites {
-		// Each write waits so long while replay halts.
-		config.AwaitWrites, config.MaxReplicaWait = true, 20*time.Millisecond
-	}
-	config.MaxConns = m.program.maxConns
-	config.ConnConfig.DefaultQueryExecMode = m.program.mode
-	config.ConnConfig.RuntimeParams["search_path"] = m.schema
-	config.ConnConfig.RuntimeParams["lock_timeout"] = randomLockTimeout
-	if m.program.prepared {
-		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-			for _, s := range randomPrepared {
-				if _, err := conn.Prepare(ctx, s[0], s[1]); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-	}
-	m.ctx = ctx
-	if m.program.session {
-		m.ctx = WithSession(m.ctx, &Session{})
-	}
 	switch {
 	case m.program.cuts == "nrt":
 		m.link = m.lab.cluster.Link(region, "nrt")
 	case !m.plain && m.program.cuts == "ord":
 		m.link = m.lab.cluster.Link(region, "ord")
 	}
+	m.under(ctx)
 	if m.plain {
 		config.ConnConfig.Host = "nrt.app.internal" // as the Pool makes of it
 		pool, err := pgxpool.NewWithConfig(m.ctx, config.Config)
@@ -299,24 +327,51 @@ func (m *randomMachine) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.anyPool, m.stat, m.primary, m.ours = pool, func() anyStat { return pool.Stat() }, pool.Primary(), pool
+	m.use(pool)
 	return nil
 }
 
-// finish ends all that is open, closes the pool and returns what is wrong then, and what is in the tables.
-func (m *randomMachine) finish() (end []string) {
-	defer func() {
-		for _, cancel := range m.cancels {
-			cancel()
-		}
-	}()
-	m.saw = nil
-	m.restoreLink()
-	m.guarded("the end", m.closeAll)
-	if m.program.cuts == "nrt" {
-		m.recovers()
+// under has the machine run under a context, and in a session if its program says so.
+func (m *randomMachine) under(ctx context.Context) {
+	m.ctx = ctx
+	if m.program.session {
+		m.ctx = WithSession(m.ctx, &Session{})
 	}
-	end = m.saw
+}
+
+// use has the machine run on a Pool.
+func (m *randomMachine) use(pool *Pool) {
+	m.anyPool, m.stat, m.primary, m.ours = pool, func() anyStat { return pool.Stat() }, pool.Primary(), pool
+}
+
+// config returns the configuration of a program's pool.
+func (l *randomLab) config(p *randomProgram, region, schema string) *Config {
+	config := configIn(l.t, l.cluster, region)
+	config.MinReplicaWait, config.MaxReplicaWait = time.Millisecond, 5*time.Second
+	if p.awaitWrites {
+		// Each write waits so long while replay halts.
+		config.AwaitWrites, config.MaxReplicaWait = true, 20*time.Millisecond
+	}
+	config.MaxConns = p.maxConns
+	config.ConnConfig.DefaultQueryExecMode = p.mode
+	config.ConnConfig.RuntimeParams["search_path"] = schema
+	config.ConnConfig.RuntimeParams["lock_timeout"] = randomLockTimeout
+	if p.prepared {
+		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			for _, s := range randomPrepared {
+				if _, err := conn.Prepare(ctx, s[0], s[1]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	return config
+}
+
+// closePool closes the machine's pool, and notes what is wrong then.
+func (m *randomMachine) closePool() {
+	from := len(m.saw)
 	used := func() (n int32) {
 		for start := time.Now(); time.Since(start) < 5*time.Second; time.Sleep(time.Millisecond) {
 			if n = m.stat().AcquiredConns() + m.stat().ConstructingConns(); n == 0 {
@@ -325,7 +380,7 @@ func (m *randomMachine) finish() (end []string) {
 		}
 		return n
 	}()
-	end = append(end, fmt.Sprintf("%d connections are in use", used))
+	m.note(fmt.Sprintf("%d connections are in use", used))
 	if m.ours != nil {
 		stat := m.ours.Stat()
 		m.lab.sent["primary"] += stat.Primary().AcquireCount()
@@ -341,21 +396,22 @@ func (m *randomMachine) finish() (end []string) {
 	}()
 	select {
 	case <-closed:
-		end = append(end, "closed")
+		m.note("closed")
 	case <-time.After(randomPatience):
-		end = append(end, "Close does not return")
+		m.note("Close does not return")
 	}
 	if m.program.cuts == "nrt" {
 		m.checkOnce()
-		if used != 0 || end[len(end)-1] != "closed" {
-			m.blame(strings.Join(end, "\n"))
+		if text := strings.Join(m.saw[from:], ", "); text != "0 connections are in use, closed" {
+			m.blame(text)
 		}
 	}
-	return append(end, m.lab.contents(m.schema)...)
 }
 
 // contents returns what is in the tables and sequences of a schema.
 func (l *randomLab) contents(schema string) (lines []string) {
+	l.leader.mu.Lock()
+	defer l.leader.mu.Unlock()
 	ctx := context.Background()
 	names, err := l.leader.Query(ctx, `
 		select c.relname, c.relkind = 'S' from pg_class c

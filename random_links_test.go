@@ -23,7 +23,7 @@ import (
 // be of a kind that pgx does not know, and the pool must serve again when the link does.
 func TestRandomProgramsCut(t *testing.T) {
 	t.Parallel()
-	runRandomPrograms(t, "cut-", 15*time.Second, newRandomCutProgram)
+	runRandomPrograms(t, "cut-", 15*time.Second, oneByOne(newRandomCutProgram))
 }
 
 func newRandomCutProgram(seed uint64) *randomProgram {
@@ -126,9 +126,9 @@ func (m *randomMachine) leaveReplica() {
 func (m *randomMachine) settled() bool {
 	for start := time.Now(); time.Since(start) < 5*time.Second; time.Sleep(time.Millisecond) {
 		var sessions, active int
-		if err := m.lab.leader.QueryRow(context.Background(), `
+		if err := m.lab.leader.ask(`
 			select count(*), count(*) filter (where state = 'active') from pg_stat_activity
-			where backend_type = 'client backend' and pid <> pg_backend_pid()`).Scan(&sessions, &active); err != nil {
+			where backend_type = 'client backend' and pid <> pg_backend_pid()`, nil, &sessions, &active); err != nil {
 			m.lab.t.Error(err)
 			return false
 		}
@@ -144,7 +144,7 @@ const randomCutLookSQL = "select count(*) || ' ' || coalesce(sum(n), 0) || ' ' |
 // truth returns what the primary has.
 func (l *randomLab) truth(schema string) (truth string) {
 	inSchema := strings.NewReplacer("from items", "from "+schema+".items", "from log", "from "+schema+".log", "from once", "from "+schema+".once")
-	if err := l.leader.QueryRow(context.Background(), inSchema.Replace(randomCutLookSQL)).Scan(&truth); err != nil {
+	if err := l.leader.ask(inSchema.Replace(randomCutLookSQL), nil, &truth); err != nil {
 		l.t.Error(err)
 	}
 	return truth
@@ -162,7 +162,7 @@ func (m *randomMachine) lookBetween(what string) bool {
 	case err != nil:
 		return false
 	case settled && before == after && seen != after:
-		m.blame(fmt.Sprintf("%s, %s: a read sees %s, and the primary has %s", m.now.Load().(*randomOp).text, what, seen, after))
+		m.blame(fmt.Sprintf("%s, %s: a read sees %s, and the primary has %s", m.doing(), what, seen, after))
 	case settled:
 		m.lab.looks++
 	}
@@ -182,7 +182,7 @@ func (m *randomMachine) judge(err error) {
 	default:
 		return
 	}
-	m.blame(m.now.Load().(*randomOp).text + ": " + describeError(err))
+	m.blame(m.doing() + ": " + describeError(err))
 }
 
 // randomOnce is a way to write a row that is written once.
@@ -310,7 +310,7 @@ func (m *randomMachine) checkOnce() {
 	}
 	for what, err := range m.once {
 		var n int
-		if err := m.lab.leader.QueryRow(context.Background(), "select count(*) from "+m.schema+".once where what = $1", what).Scan(&n); err != nil {
+		if err := m.lab.leader.ask("select count(*) from "+m.schema+".once where what = $1", []any{what}, &n); err != nil {
 			m.lab.t.Error(err)
 		}
 		switch {

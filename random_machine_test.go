@@ -258,7 +258,6 @@ func (m *randomMachine) refresh(onReplica bool, since *string) {
 		return
 	}
 	if now := m.lab.written(); now != *since {
-		m.lab.resume()
 		m.lab.caughtUp()
 		*since = m.lab.written()
 	}

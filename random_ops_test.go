@@ -207,7 +207,7 @@ func (g *randomGenerator) upkeep() *randomOp {
 func (g *randomGenerator) canceledDuring() *randomOp {
 	p := g.place()
 	sql := pick(g, "select pg_sleep(60)::text", "insert into log (what) select 'never' from pg_sleep(60)",
-		"select i, case when i > 2 then (select repeat('x', i) from pg_sleep(60)) else repeat('x', 9000) end from generate_series(1, 4) i")
+		"select i, case when i > 2 then (select repeat('x', i) from pg_sleep(60)) else repeat('x', 9000) end from generate_series(1, 4) i") + g.program.mark
 	exec := g.one(2)
 	return &randomOp{text: fmt.Sprintf("%s canceled while it runs, exec=%v: %q", p, exec, sql), needs: p.needs(), run: func(m *randomMachine) {
 		q := m.at(p)
@@ -243,7 +243,7 @@ func (m *randomMachine) canceledWhileItSleeps() (ctx context.Context, stop func(
 	var watcher sync.WaitGroup
 	watcher.Go(func() {
 		defer cancel()
-		for !m.lab.sleeps() {
+		for !m.lab.sleeps(m.program) {
 			select {
 			case <-returned:
 				return

@@ -21,6 +21,8 @@ type randomProgram struct {
 	awaitWrites bool
 	prefix      string // of its name
 	cuts        string // the region of the server whose link breaks; "" for none
+	together    bool   // others run on the same Pool
+	mark        string // a comment that tells its statements from those of the others
 	ops         []*randomOp
 	dropped     bool
 }
@@ -45,6 +47,9 @@ func (p *randomProgram) name() string {
 	}
 	return fmt.Sprintf("%s%d:%s", p.prefix, p.seed, strings.Join(kept, ","))
 }
+
+// sleeping is the pattern of its statements that sleep.
+func (p *randomProgram) sleeping() string { return "%pg_sleep(60)%" + p.mark }
 
 // String shows the program.
 func (p *randomProgram) String() string {
@@ -264,7 +269,7 @@ func (g *randomGenerator) under(p randomPlace, reads bool) string {
 		return ""
 	}
 	names := []string{"canceled", "primary", "canceled after"}
-	if p.kind == onPool && reads && !g.program.awaitWrites && g.program.cuts == "" { // where it may be too late, or lost
+	if p.kind == onPool && reads && !g.program.awaitWrites && g.program.cuts == "" && !g.program.together { // where it may be too late, or lost
 		names = append(names, "replica", "replica")
 	}
 	if p.kind == onPool && !reads {
@@ -284,7 +289,6 @@ func (m *randomMachine) context(under string) (ctx context.Context, done func())
 		return WithoutWait(m.ctx), func() {}
 	case "replica":
 		if m.ours != nil {
-			m.lab.resume()
 			m.lab.caughtUp()
 		}
 		return WithReplica(m.ctx), func() {}

@@ -1,7 +1,6 @@
 package flyregion
 
 import (
-	"context"
 	"database/sql"
 	"time"
 
@@ -227,14 +226,14 @@ func (m *randomMachine) forget(p randomPlace) {
 	}
 }
 
-// settle waits until a session that was given back has nothing open any more.
+// settle waits until a session that was given back has nothing open any more. Another program may have it already.
 func (m *randomMachine) settle(pid uint32) {
-	m.await("a session keeps its transaction", "select not exists (select from pg_stat_activity where pid = $1 and state <> 'idle')", pid)
+	m.await("a session keeps its transaction", "select not exists (select from pg_stat_activity where pid = $1 and state <> 'idle' and xact_start < $2::text::timestamptz)", pid, m.serverTime())
 }
 
 // canceledAt waits until the servers have noticed that a statement was canceled at a place.
 func (m *randomMachine) canceledAt(p randomPlace) {
-	m.await("a canceled statement runs on", "select not exists (select from pg_stat_activity where state = 'active' and query like '%pg_sleep(60)%' and pid <> pg_backend_pid())")
+	m.await("a canceled statement runs on", "select not exists (select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid())", m.program.sleeping())
 	if conn := m.connAt(p); conn != nil && conn.IsClosed() {
 		m.gone(conn.PgConn().PID())
 	}
@@ -242,7 +241,18 @@ func (m *randomMachine) canceledAt(p randomPlace) {
 
 // landed waits until the server has done what was sent to it.
 func (m *randomMachine) landed() {
-	m.await("a statement never ends", "select not exists (select from pg_stat_activity where state = 'active' and backend_type = 'client backend' and pid <> pg_backend_pid())")
+	m.await("a statement never ends", "select not exists (select from pg_stat_activity where state = 'active' and backend_type = 'client backend' and pid <> pg_backend_pid() and query_start < $1::text::timestamptz)", m.serverTime())
+}
+
+// serverTime returns the time before which a statement has begun that is to be waited for: that of no other program's.
+func (m *randomMachine) serverTime() (now string) {
+	if !m.program.together {
+		return "infinity"
+	}
+	if err := m.lab.leader.ask("select clock_timestamp()::text", nil, &now); err != nil {
+		m.lab.t.Error(err)
+	}
+	return now
 }
 
 // await waits until a question to the primary is answered with true.
@@ -253,7 +263,10 @@ func (m *randomMachine) await(what, sql string, args ...any) {
 	}
 	for start := time.Now(); time.Since(start) < patience; time.Sleep(time.Millisecond) {
 		var holds bool
-		if err := m.lab.leader.QueryRow(context.Background(), sql, args...).Scan(&holds); err != nil || holds {
+		if err := m.lab.leader.ask(sql, args, &holds); err != nil {
+			m.lab.t.Error(err)
+			return
+		} else if holds {
 			return
 		}
 	}

@@ -3,6 +3,7 @@ package flyregion
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -226,6 +227,8 @@ func (g *randomGenerator) sqlOpen() *randomOp {
 	}}
 }
 
+var errNoConn = errors.New("there is no connection")
+
 // sqlTxOn says whether a transaction is open on a sql.Conn.
 func (m *randomMachine) sqlTxOn(conn int) bool {
 	return slices.ContainsFunc(m.sqlTxs[:], func(tx *randomSQLTx) bool { return tx != nil && !tx.over && tx.conn == conn+1 })
@@ -272,6 +275,9 @@ func (g *randomGenerator) sqlClose() *randomOp {
 			}
 			m.note("raw", conn.Raw(func(driverConn any) error {
 				c := driverConn.(interface{ Conn() *pgx.Conn }).Conn()
+				if c == nil {
+					return errNoConn // the link is cut
+				}
 				tag, err := c.Exec(m.ctx, "insert into log (what) values ('sql raw')")
 				m.note("exec", tag, err)
 				return nil

@@ -26,11 +26,25 @@ import (
 // is left of it when all that the failure does not need is dropped; FLYREGION_RANDOM_SEED=n:3,17 keeps operations 3 and 17.
 func TestRandomPrograms(t *testing.T) {
 	t.Parallel()
-	runRandomPrograms(t, "", 30*time.Second, newRandomProgram)
+	runRandomPrograms(t, "", 30*time.Second, oneByOne(newRandomProgram))
+}
+
+// randomCheck makes the programs of a seed and checks them. keep are the operations that are to be left, nil for all.
+type randomCheck func(l *randomLab, seed uint64, keep []int, verbose bool)
+
+// oneByOne checks one program for a seed.
+func oneByOne(program func(seed uint64) *randomProgram) randomCheck {
+	return func(l *randomLab, seed uint64, keep []int, verbose bool) {
+		p := program(seed)
+		if keep != nil {
+			p = p.only(keep)
+		}
+		l.check(p, verbose)
+	}
 }
 
 // runRandomPrograms runs programs whose names begin with prefix for so long, or as the environment says.
-func runRandomPrograms(t *testing.T, prefix string, duration time.Duration, program func(seed uint64) *randomProgram) {
+func runRandomPrograms(t *testing.T, prefix string, duration time.Duration, check randomCheck) {
 	most, failures, seed := 1_000, 1, uint64(1)
 	if testing.Short() {
 		duration, most = 5*time.Second, 100
@@ -54,9 +68,8 @@ func runRandomPrograms(t *testing.T, prefix string, duration time.Duration, prog
 		if !ok || err != nil {
 			t.Skipf("%s is another test's", text)
 		}
-		p := program(seed)
+		var keep []int
 		if chosen {
-			var keep []int
 			for field := range strings.SplitSeq(list, ",") {
 				i, err := strconv.Atoi(field)
 				if err != nil {
@@ -64,17 +77,15 @@ func runRandomPrograms(t *testing.T, prefix string, duration time.Duration, prog
 				}
 				keep = append(keep, i)
 			}
-			p = p.only(keep)
 		}
-		t.Logf("%s", p)
-		newRandomLab(t).check(p, true)
+		check(newRandomLab(t), seed, keep, true)
 		return
 	}
 
 	lab := newRandomLab(t)
 	done := 0
 	for ; done < most && time.Now().Before(deadline) && lab.failures < failures; done++ {
-		lab.check(program(seed+uint64(done)), false)
+		check(lab, seed+uint64(done), nil, false)
 	}
 	t.Logf("%d programs of %d operations (%d of them had nothing to work on), the first with FLYREGION_RANDOM_SEED=%s%d; licensed differences: %v; links: %v, %d looks",
 		done, lab.operations, lab.idle, prefix, seed, lab.licensed, lab.breaks, lab.looks)
@@ -86,6 +97,9 @@ func runRandomPrograms(t *testing.T, prefix string, duration time.Duration, prog
 // check runs a program on both pools and fails the test if they differ.
 func (l *randomLab) check(p *randomProgram, verbose bool) {
 	l.t.Helper()
+	if verbose {
+		l.t.Logf("%s", p)
+	}
 	difference := l.compare(p, verbose)
 	if difference == "" {
 		return
@@ -132,6 +146,11 @@ func (l *randomLab) compare(p *randomProgram, verbose bool) string {
 		skip = make([]bool, len(p.ops)) // the Pool has other connections left by then
 	}
 	got := l.run(p, skip)
+	return l.differ(p, want, got, verbose)
+}
+
+// differ says in what two results of a program differ, "" if in nothing.
+func (l *randomLab) differ(p *randomProgram, want, got *randomResult, verbose bool) string {
 	if verbose {
 		for i, op := range p.ops {
 			l.t.Logf("%d %s\n\tpgxpool:   %s\n\tflyregion: %s", op.index, op.text, strings.Join(want.saw[i], "\n\t           "),

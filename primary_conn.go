@@ -82,6 +82,7 @@ type primaryConn struct {
 
 	prepared  map[string]string // texts by the names that the app has given them on this connection
 	preparing [2]string         // the name and the text that are being prepared
+	lost      error             // of the last statement, if it was sent and pgx says that it was not
 
 	current atomic.Pointer[primaryStatement] // from a tracer's start to its end, or nil; wire's callbacks read it
 

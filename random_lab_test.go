@@ -147,7 +147,7 @@ func (l *randomLab) sleeps(p *randomProgram) bool {
 	for _, server := range []*randomServer{l.leader, l.replica} {
 		var sleeps bool
 		err := server.ask(`
-			select exists (select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid())`,
+			select exists (select from pg_stat_activity where wait_event = 'PgSleep' and query like $1)`,
 			[]any{p.sleeping()}, &sleeps)
 		if err != nil {
 			l.t.Error(err)

@@ -215,6 +215,9 @@ func runRouted[T any](ctx context.Context, c *sqlConn, rt *route, operation, que
 	session, err := c.primary(ctx)
 	if err == nil {
 		result, err = run(ctx, session)
+		if c := primaryConnOf(session.Conn()); errors.Is(err, driver.ErrBadConn) && c != nil && c.lost != nil {
+			err = c.lost // so that database/sql does not send it again
+		}
 	}
 	ran = true
 	return result, use, err

@@ -1,12 +1,20 @@
 package flyregion
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // openDBIn opens a sql.DB on a pool in ord that has its tables in the schema dropin.
@@ -527,6 +535,62 @@ func TestSQLTxLeftOpen(t *testing.T) {
 					eventually(t, "no connection is in use", func() bool { return pool.Stat().AcquiredConns() == 0 && db.Stats().InUse == 0 })
 				}
 			})
+		}
+	}
+}
+
+// answerless is a network connection that breaks with the answer to an insert, once.
+type answerless struct {
+	net.Conn
+	armed  *atomic.Bool
+	breaks bool
+}
+
+func (c *answerless) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("insert into")) && c.armed.CompareAndSwap(true, false) {
+		c.breaks = true
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *answerless) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.breaks {
+		return 0, io.EOF
+	}
+	return n, err
+}
+
+// TestSQLLostAnswer has the connection break when the primary has run a write. database/sql must not send the write again,
+// although pgx says of a simple query that it is safe to.
+func TestSQLLostAnswer(t *testing.T) {
+	t.Parallel()
+	cluster := sharedCluster(t)
+	var armed atomic.Bool
+	pool := poolIn(t, cluster, "ord", wrapConns(func(conn net.Conn) net.Conn { return &answerless{Conn: conn, armed: &armed} }))
+	name := table(t, cluster, "id int, v text")
+	db := OpenDB(pool)
+	defer db.Close()
+	for i, write := range []func(sql string) error{
+		func(sql string) error {
+			_, err := db.Exec(sql)
+			return err
+		},
+		func(sql string) error {
+			rows, err := db.Query(sql+" returning id", pgx.QueryExecModeSimpleProtocol)
+			if err == nil {
+				err = errors.Join(rows.Err(), rows.Close())
+			}
+			return err
+		},
+	} {
+		armed.Store(true)
+		if err := write(insertText(name, i)); err == nil || errors.Is(err, driver.ErrBadConn) {
+			t.Errorf("the error is %v", err)
+		}
+		var n int
+		if err := queryOne(t.Context(), cluster.Leader(), fmt.Sprintf("select count(*) from %s where id = %d", name, i), &n); err != nil || n != 1 {
+			t.Errorf("it was written %d times: %v", n, err)
 		}
 	}
 }

@@ -2,12 +2,14 @@ package flyregion
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/flyregion/flyregion/internal/piggyback"
 	"github.com/flyregion/flyregion/internal/sqltext"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/multitracer"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -223,6 +225,10 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	c.end(s)
 	if s.unasked > 0 {
 		t.primary.readTime.measured(uptime() - s.unasked)
+	}
+	// pgx returns this error, which is safe to retry, for a simple query whose connection was lost before its answer.
+	if c.lost = nil; s.Ran && errors.Is(err, pgconn.ErrConnClosed) {
+		c.lost = err
 	}
 	unannounced := c.unannounced.Swap(false)
 	if c.schema = c.schema || s.Schema || unannounced; c.schema {

@@ -28,8 +28,7 @@ type randomLab struct {
 	operations, idle, failures int
 	licensed                   map[string]int
 	sent                       map[string]int64 // acquisitions of the Pools, by server
-	breaks                     map[string]int   // of links, by kind, and the writes under them by their outcome
-	looks                      int              // that were compared with the primary
+	cuts                       map[string]int   // with the link to the primary: how it broke, what became of writes, reads that were compared
 }
 
 const (
@@ -45,7 +44,7 @@ func newRandomLab(t *testing.T) *randomLab {
 		// A request to cancel may come before the statement that it is meant for. Then the server runs that for nobody.
 		"client_connection_check_interval": "100ms",
 	})
-	l := &randomLab{t: t, cluster: cluster, licensed: map[string]int{}, sent: map[string]int64{}, breaks: map[string]int{}}
+	l := &randomLab{t: t, cluster: cluster, licensed: map[string]int{}, sent: map[string]int64{}, cuts: map[string]int{}}
 	connect := func(s *pgcluster.Server) *randomServer {
 		conn, err := pgx.Connect(t.Context(), s.ConnString())
 		if err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,18 +13,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// TestRandomProgramsCut runs random programs whose link to the replica, or to the primary, is cut, stalled and restored
-// between operations and during them.
+// newRandomCutProgram makes a program whose link to the replica, or to the primary, is cut, stalled and restored between
+// operations and during them.
 //
 // With the link to the replica every result must still be the one of pgxpool. With the link to the primary that depends on
 // when it is cut, for pgxpool too. So there it is compared with what the primary itself has: no read may be stale, a write
 // that returned was done once and one that failed once at most, and not at all if its error is safe to retry. No error may
 // be of a kind that pgx does not know, and the pool must serve again when the link does.
-func TestRandomProgramsCut(t *testing.T) {
-	t.Parallel()
-	runRandomPrograms(t, "cut-", 15*time.Second, oneByOne(newRandomCutProgram))
-}
-
 func newRandomCutProgram(seed uint64) *randomProgram {
 	g := newRandomGenerator(seed, 10)
 	p := g.program
@@ -54,7 +48,9 @@ func (g *randomGenerator) link() *randomOp {
 		if m.link == nil {
 			return // on pgxpool, which has none to the replica
 		}
-		m.lab.breaks[how]++
+		if m.program.cuts == "nrt" {
+			m.lab.cuts[how]++
+		}
 		switch how {
 		case "cut":
 			m.link.Cut()
@@ -185,7 +181,7 @@ func (m *randomMachine) lookBetween(what string) bool {
 	case settled && before == after && seen != after:
 		m.blame(fmt.Sprintf("%s, %s: a read sees %s, and the primary has %s", m.doing(), what, seen, after))
 	case settled:
-		m.lab.looks++
+		m.lab.cuts["looked"]++
 	}
 	return true
 }
@@ -337,15 +333,15 @@ func (m *randomMachine) checkOnce() {
 		switch {
 		case m.plain && n > 0 && errors.Is(err, pgconn.ErrConnClosed), m.plain && n > 1:
 			// pgx takes a simple query whose connection was lost for one that was not sent.
-			m.lab.breaks["misjudged by pgx"]++
+			m.lab.cuts["misjudged by pgx"]++
 		case n > 1, n == 0 && err == nil, n > 0 && pgconn.SafeToRetry(err) && !errors.Is(err, pgconn.ErrConnClosed):
 			m.blame(fmt.Sprintf("%s was written %d times, and its error is: %s", what, n, describeError(err)))
 		case err != nil && n == 1:
-			m.lab.breaks["written, and failed"]++
+			m.lab.cuts["written, and failed"]++
 		case err != nil:
-			m.lab.breaks["not written"]++
+			m.lab.cuts["not written"]++
 		default:
-			m.lab.breaks["written"]++
+			m.lab.cuts["written"]++
 		}
 	}
 }

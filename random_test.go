@@ -18,34 +18,18 @@ import (
 // test that no read is stale. When a program is over, all tables must hold the same, no connection may be in use, Close
 // must return and no goroutine may be left. What may differ, and why, is in randomLicenses.
 //
+// Some programs have their links cut; see newRandomCutProgram. Some run together on one Pool; see checkTogether.
+//
 // It runs for a part of a minute. In the environment,
 //
 //	FLYREGION_RANDOM=10m go test -run TestRandomPrograms -timeout 20m .
 //
-// has it run for as long as one likes, with programs that nobody has seen. A failure names its program, which FLYREGION_RANDOM_SEED=n repeats, and shows what
-// is left of it when all that the failure does not need is dropped; FLYREGION_RANDOM_SEED=n:3,17 keeps operations 3 and 17.
+// has it run for as long as one likes, with programs that nobody has seen. A failure names its program, which
+// FLYREGION_RANDOM_SEED=n repeats, and shows what is left of it when all that the failure does not need is dropped;
+// FLYREGION_RANDOM_SEED=n:3,17 keeps operations 3 and 17. FLYREGION_RANDOM_SEED=cut- and together- run those programs alone.
 func TestRandomPrograms(t *testing.T) {
 	t.Parallel()
-	runRandomPrograms(t, "", 30*time.Second, oneByOne(newRandomProgram))
-}
-
-// randomCheck makes the programs of a seed and checks them. keep are the operations that are to be left, nil for all.
-type randomCheck func(l *randomLab, seed uint64, keep []int, verbose bool)
-
-// oneByOne checks one program for a seed.
-func oneByOne(program func(seed uint64) *randomProgram) randomCheck {
-	return func(l *randomLab, seed uint64, keep []int, verbose bool) {
-		p := program(seed)
-		if keep != nil {
-			p = p.only(keep)
-		}
-		l.check(p, verbose)
-	}
-}
-
-// runRandomPrograms runs programs whose names begin with prefix for so long, or as the environment says.
-func runRandomPrograms(t *testing.T, prefix string, duration time.Duration, check randomCheck) {
-	most, failures, seed := 1_000, 1, uint64(1)
+	duration, most, failures, first := 40*time.Second, 1_000, 1, uint64(1)
 	if testing.Short() {
 		duration, most = 5*time.Second, 100
 	}
@@ -54,43 +38,72 @@ func runRandomPrograms(t *testing.T, prefix string, duration time.Duration, chec
 		if duration, err = time.ParseDuration(text); err != nil {
 			t.Fatal(err)
 		}
-		most, failures, seed = 1<<30, 10, rand.Uint64()>>1
+		most, failures, first = 1<<30, 10, rand.Uint64()>>1
 	}
 	deadline := time.Now().Add(duration)
 	if d, ok := t.Deadline(); ok && time.Until(d) < duration+time.Minute {
 		t.Fatalf("-timeout leaves too little time for %v", duration)
 	}
-
+	checks := map[string]randomCheck{"": checkOne(newRandomProgram), "cut-": checkOne(newRandomCutProgram), "together-": (*randomLab).checkTogether}
+	kinds := []string{"", "cut-", "", "together-"}
 	if text := os.Getenv("FLYREGION_RANDOM_SEED"); text != "" {
-		number, list, chosen := strings.Cut(text, ":")
-		number, ok := strings.CutPrefix(number, prefix)
-		seed, err := strconv.ParseUint(number, 10, 64)
-		if !ok || err != nil {
-			t.Skipf("%s is another test's", text)
+		kind := text[:strings.LastIndexByte(text, '-')+1]
+		seed, keep, err := parseRandomSeed(text[len(kind):])
+		if err != nil || checks[kind] == nil {
+			t.Fatalf("FLYREGION_RANDOM_SEED=%s: %v", text, err)
 		}
-		var keep []int
-		if chosen {
-			for field := range strings.SplitSeq(list, ",") {
-				i, err := strconv.Atoi(field)
-				if err != nil {
-					t.Fatal(err)
-				}
-				keep = append(keep, i)
-			}
+		if seed != 0 {
+			checks[kind](newRandomLab(t), seed, keep, true)
+			return
 		}
-		check(newRandomLab(t), seed, keep, true)
-		return
+		kinds = []string{kind}
 	}
 
 	lab := newRandomLab(t)
-	done := 0
-	for ; done < most && time.Now().Before(deadline) && lab.failures < failures; done++ {
-		check(lab, seed+uint64(done), nil, false)
+	done := map[string]int{}
+	for i := 0; i < most && time.Now().Before(deadline) && lab.failures < failures; i++ {
+		kind := kinds[i%len(kinds)]
+		checks[kind](lab, first+uint64(i), nil, false)
+		done[kind]++
 	}
-	t.Logf("%d programs of %d operations (%d of them had nothing to work on), the first with FLYREGION_RANDOM_SEED=%s%d; licensed differences: %v; links: %v, %d looks",
-		done, lab.operations, lab.idle, prefix, seed, lab.licensed, lab.breaks, lab.looks)
+	t.Logf("%v programs of %d operations (%d of them had nothing to work on), the first with FLYREGION_RANDOM_SEED=%d; licensed differences: %v; "+
+		"with the link to the primary: %v", done, lab.operations, lab.idle, first, lab.licensed, lab.cuts)
 	if lab.sent["replica"] == 0 || lab.sent["primary"] == 0 {
 		t.Errorf("the programs did not use both servers: %v", lab.sent)
+	}
+}
+
+// parseRandomSeed reads a seed, which is 0 if there is none, and the numbers of what is to be kept, nil for all.
+func parseRandomSeed(text string) (seed uint64, keep []int, err error) {
+	if text == "" {
+		return 0, nil, nil
+	}
+	number, list, chosen := strings.Cut(text, ":")
+	if seed, err = strconv.ParseUint(number, 10, 64); err != nil || !chosen {
+		return seed, nil, err
+	}
+	for field := range strings.SplitSeq(list, ",") {
+		i, err := strconv.Atoi(field)
+		if err != nil {
+			return 0, nil, err
+		}
+		keep = append(keep, i)
+	}
+	return seed, keep, nil
+}
+
+// randomCheck makes what a seed stands for, and checks it. keep is what of it is to be kept, nil for all.
+type randomCheck func(l *randomLab, seed uint64, keep []int, verbose bool)
+
+// checkOne checks one program.
+func checkOne(program func(seed uint64) *randomProgram) randomCheck {
+	return func(l *randomLab, seed uint64, keep []int, verbose bool) {
+		l.t.Helper()
+		p := program(seed)
+		if keep != nil {
+			p = p.only(keep)
+		}
+		l.check(p, verbose)
 	}
 }
 

@@ -5,22 +5,9 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
-
-// TestRandomProgramsTogether runs several random programs at once on one Pool, each in a schema of its own and all in the
-// process's session. There are fewer connections than they hold at most, and replay halts for all of them. Each must see what
-// it sees alone on pgxpool.
-func TestRandomProgramsTogether(t *testing.T) {
-	t.Parallel()
-	runRandomPrograms(t, "together-", 15*time.Second, func(l *randomLab, seed uint64, keep []int, verbose bool) {
-		l.t.Helper()
-		l.checkTogether(seed, keep, verbose)
-	})
-}
 
 const (
 	// randomTogether is how many programs run at once.
@@ -46,8 +33,9 @@ func newRandomTogether(seed uint64) (programs []*randomProgram) {
 	return programs
 }
 
-// checkTogether runs programs on pgxpool, one after the other, and at once on a Pool, and fails the test if they differ.
-// keep are the programs that are to be left.
+// checkTogether runs several programs at once on one Pool, each in a schema of its own and all in the process's session, unless
+// they have their own. There are fewer connections than the programs would hold at most, and replay halts for all of them.
+// It fails the test if one does not see what it sees alone on pgxpool. keep is which of the programs are to be kept.
 func (l *randomLab) checkTogether(seed uint64, keep []int, verbose bool) {
 	l.t.Helper()
 	var programs []*randomProgram

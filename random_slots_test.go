@@ -233,7 +233,7 @@ func (m *randomMachine) settle(pid uint32) {
 
 // canceledAt waits until the servers have noticed that a statement was canceled at a place.
 func (m *randomMachine) canceledAt(p randomPlace) {
-	m.await("a canceled statement runs on", "select not exists (select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid())", m.program.sleeping())
+	m.awaitThat("a canceled statement runs on", func() bool { return !m.lab.sleeps(m.program) })
 	if conn := m.connAt(p); conn != nil && conn.IsClosed() {
 		m.gone(conn.PgConn().PID())
 	}
@@ -257,20 +257,26 @@ func (m *randomMachine) serverTime() (now string) {
 
 // await waits until a question to the primary is answered with true.
 func (m *randomMachine) await(what, sql string, args ...any) {
+	m.awaitThat(what, func() (holds bool) {
+		if err := m.lab.leader.ask(sql, args, &holds); err != nil {
+			m.lab.t.Error(err)
+		}
+		return holds
+	})
+}
+
+// awaitThat waits until something holds.
+func (m *randomMachine) awaitThat(what string, holds func() bool) {
 	patience := randomPatience
 	if m.program.cuts == "nrt" {
 		patience = 50 * time.Millisecond // no result is compared that depends on it
 	}
-	for start := time.Now(); time.Since(start) < patience; time.Sleep(time.Millisecond) {
-		var holds bool
-		if err := m.lab.leader.ask(sql, args, &holds); err != nil {
-			m.lab.t.Error(err)
-			return
-		} else if holds {
+	for start := time.Now(); !holds(); time.Sleep(time.Millisecond) {
+		if time.Since(start) > patience {
+			m.note(what)
 			return
 		}
 	}
-	m.note(what)
 }
 
 // gone waits until the primary has ended a session.

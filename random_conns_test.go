@@ -356,6 +356,7 @@ func (g *randomGenerator) abandon() *randomOp {
 		}
 		const sql = "insert into log (what) values ($1) returning k"
 		what := fmt.Sprint("abandoned", n)
+		rows := m.logged(what) + 1
 		switch how {
 		case "query":
 			_, err = c.Query(m.ctx, sql, what)
@@ -367,16 +368,18 @@ func (g *randomGenerator) abandon() *randomOp {
 			b := &pgx.Batch{}
 			b.Queue(sql, what)
 			b.Queue(sql, what)
+			rows++
 			results := c.SendBatch(m.ctx, b)
 			if how == "batch half" {
 				_, err = results.Exec()
 			}
 		case "raw":
-			reader := c.Conn().PgConn().Exec(m.ctx, "insert into log (what) values ('raw abandoned') returning k")
+			reader := c.Conn().PgConn().Exec(m.ctx, fmt.Sprintf("insert into log (what) values ('%s') returning k", what))
 			m.note("result", reader.NextResult())
 		}
 		m.note("sent", err)
-		m.landed()
+		// A request to cancel goes with the release.
+		m.awaitThat("a statement never ends", func() bool { return m.logged(what) >= rows })
 		pid := c.Conn().PgConn().PID()
 		c.Release()
 		m.gone(pid)

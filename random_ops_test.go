@@ -184,15 +184,19 @@ type randomScript struct {
 func (g *randomGenerator) replay() *randomOp {
 	halts := !g.one(3)
 	return &randomOp{text: fmt.Sprintf("replay halts: %v", halts), run: func(m *randomMachine) {
-		if m.ours == nil {
-			return
-		}
 		if halts {
-			m.lab.pause()
-		} else {
+			m.halt()
+		} else if m.ours != nil {
 			m.lab.resume()
 		}
 	}}
+}
+
+// halt halts the replica's replay.
+func (m *randomMachine) halt() {
+	if m.ours != nil {
+		m.lab.pause()
+	}
 }
 
 // upkeep is what an app does rarely.

@@ -279,6 +279,36 @@ func (m *randomMachine) awaitThat(what string, holds func() bool) {
 	}
 }
 
+// logged returns how often the primary's log has a text.
+func (m *randomMachine) logged(what string) (n int) {
+	if err := m.lab.leader.ask("select count(*) from "+m.schema+".log where what = $1", []any{what}, &n); err != nil {
+		m.lab.t.Error(err)
+	}
+	return n
+}
+
+// ended waits until the primary has ended the sessions whose connections are closed, as it may still run what they were sent.
+func (m *randomMachine) ended() {
+	if m.program.together || m.program.cuts != "" {
+		return // where there are connections of others, or none
+	}
+	m.await("a session does not end", "select count(*) <= $1 from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()", m.sessions())
+}
+
+// sessions returns how many connections to the primary are open.
+func (m *randomMachine) sessions() int {
+	n := int(m.primary.Stat().TotalConns())
+	if m.program.simulate && m.ours != nil {
+		n += int(m.ours.Replica().Stat().TotalConns())
+	}
+	for _, c := range m.raws {
+		if c != nil && !c.IsClosed() {
+			n++
+		}
+	}
+	return n
+}
+
 // gone waits until the primary has ended a session.
 func (m *randomMachine) gone(pid uint32) {
 	m.await("a session does not end", "select not exists (select from pg_stat_activity where pid = $1)", pid)

@@ -30,6 +30,8 @@ func (g *randomGenerator) batch() *randomOp {
 	explicit := g.one(8) && (p.pools() || p.kind == onAcquired)
 	if explicit {
 		add(query{text: randomText{sql: "begin", kind: textBlock}})
+		add(query{text: randomText{sql: "insert into log (what) values ('committed in a batch')", kind: textWrites}})
+		reads = false
 	}
 	for range 1 + g.IntN(4) {
 		text := g.text(randomPlace{kind: onPrimary})
@@ -69,6 +71,9 @@ func (g *randomGenerator) batch() *randomOp {
 		}
 		if explicit && p.kind == onAcquired {
 			m.dirty[p.slot] = true
+		}
+		if explicit {
+			m.halt() // so that what is not counted yet is not seen
 		}
 		ctx, done := m.context(under)
 		defer done()
@@ -136,6 +141,7 @@ func (g *randomGenerator) batch() *randomOp {
 		}()
 		m.using = 0
 		m.note("close again", results.Close())
+		m.ended()
 		m.look("after it")
 	}}
 }
@@ -282,6 +288,9 @@ func (g *randomGenerator) pipeline() *randomOp {
 		}
 		if p.kind == onAcquired {
 			m.dirty[p.slot] = true // it may begin
+		}
+		if n%2 == 0 {
+			m.halt()
 		}
 		pipeline := conn.PgConn().StartPipeline(context.WithoutCancel(m.ctx))
 		writes := 0

@@ -155,6 +155,7 @@ func (m *randomMachine) closeSQLConn(i int) {
 	m.sqlConns[i] = nil
 	if m.sqlDirty[i] {
 		m.sqlDirty[i] = false
+		m.openSession(conn)
 		_ = conn.Raw(func(driverConn any) error {
 			if c := driverConn.(interface{ Conn() *pgx.Conn }).Conn(); c != nil {
 				pid := c.PgConn().PID()

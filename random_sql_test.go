@@ -229,6 +229,13 @@ func (g *randomGenerator) sqlOpen() *randomOp {
 
 var errNoConn = errors.New("there is no connection")
 
+// openSession has a sql.Conn open its session under the machine's context, as Raw would open it without.
+func (m *randomMachine) openSession(conn *sql.Conn) {
+	if m.program.together {
+		m.note("ping", conn.PingContext(m.ctx))
+	}
+}
+
 // sqlTxOn says whether a transaction is open on a sql.Conn.
 func (m *randomMachine) sqlTxOn(conn int) bool {
 	return slices.ContainsFunc(m.sqlTxs[:], func(tx *randomSQLTx) bool { return tx != nil && !tx.over && tx.conn == conn+1 })
@@ -273,6 +280,7 @@ func (g *randomGenerator) sqlClose() *randomOp {
 			if conn == nil || m.sqlTxOn(slot) {
 				return
 			}
+			m.openSession(conn)
 			m.note("raw", conn.Raw(func(driverConn any) error {
 				c := driverConn.(interface{ Conn() *pgx.Conn }).Conn()
 				if c == nil {

@@ -185,7 +185,8 @@ type scenario struct {
 // another region, and compares what they saw: results, errors with their types and texts, panics, and how many
 // connections were destroyed.
 func TestDropIn(t *testing.T) {
-	cluster := dropInCluster(t)
+	t.Parallel()
+	cluster := withDropIn(t, ownCluster(t, nil))
 	for _, group := range [][]scenario{rowScenarios, statementScenarios, modeScenarios, transactionScenarios, batchScenarios, copyScenarios, poolScenarios, hookScenarios} {
 		for _, sc := range group {
 			t.Run(sc.name, func(t *testing.T) {
@@ -203,10 +204,15 @@ func TestDropIn(t *testing.T) {
 	}
 }
 
-// dropInCluster returns the shared cluster with latency between its regions and a schema to work in.
+// dropInCluster is withDropIn for the shared cluster.
 func dropInCluster(t testing.TB) *pgcluster.Cluster {
 	t.Helper()
-	cluster := sharedCluster(t)
+	return withDropIn(t, sharedCluster(t))
+}
+
+// withDropIn gives a cluster latency between its regions and a schema to work in, until the test ends.
+func withDropIn(t testing.TB, cluster *pgcluster.Cluster) *pgcluster.Cluster {
+	t.Helper()
 	cluster.SetLatency("ord", "nrt", 5*time.Millisecond)
 	t.Cleanup(func() { cluster.SetLatency("ord", "nrt", 0) })
 	leader := cluster.Leader()

@@ -33,7 +33,8 @@ type sqlScenario struct {
 // TestSQLDropIn runs every scenario on what stdlib makes of a pgxpool.Pool and on what OpenDB makes of a Pool, and
 // compares what they saw.
 func TestSQLDropIn(t *testing.T) {
-	cluster := dropInCluster(t)
+	t.Parallel()
+	cluster := withDropIn(t, ownCluster(t, nil))
 	for _, sc := range slices.Concat(sqlStatements, sqlSessions, sqlFaults) {
 		t.Run(sc.name, func(t *testing.T) {
 			seen := map[string][]string{}

@@ -229,6 +229,14 @@ var randomLicenses = []randomLicense{
 		},
 	},
 	{
+		name: "prepared twice",
+		why: "database/sql prepares a statement under the name that pgx's cache gives it, so that the other finds the name taken where " +
+			"the connection is the same.",
+		holds: func(_ *randomOp, want, got []string) bool {
+			return strings.Contains(strings.Join(want, ""), "Code:42P05") != strings.Contains(strings.Join(got, ""), "Code:42P05")
+		},
+	},
+	{
 		name: "closed twice",
 		why: "The first Close of a batch whose callbacks ignored an error returns nil. With pgx the second returns that error, " +
 			"and with the Pool nil again.",

@@ -51,8 +51,13 @@ func (g *randomGenerator) batch() *randomOp {
 		}
 		add(query{text, g.arguments(text, p.lane()), callback})
 	}
+	commit := -1
 	if explicit {
+		commit = len(queries)
 		add(query{text: randomText{sql: "commit", kind: textBlock}})
+		// The server sends the commit's result with this one, and is not through with the batch yet.
+		add(query{text: randomText{sql: "select repeat('x', 20000)", columns: 1}})
+		add(query{text: randomText{sql: "select pg_sleep(0.05)::text", columns: 1}})
 		how = "commit read"
 	}
 	slot := g.IntN(randomSlots)
@@ -134,7 +139,7 @@ func (g *randomGenerator) batch() *randomOp {
 			}()
 			for i, query := range queries {
 				m.readBatch(results, how, i, query.text.columns)
-				if how == "commit read" && i == len(queries)-1 {
+				if i == commit {
 					m.look("behind the commit")
 				}
 			}

@@ -22,10 +22,11 @@ func newRandomTogether(seed uint64) (programs []*randomProgram) {
 		g := newRandomGenerator(seed*randomTogether+i, 11)
 		p := g.program
 		p.maxConns, p.simulate, p.together = randomQuota, false, true
+		p.awaitWrites = false // PrepareConn would have to be done within its 20 ms
 		p.mark = fmt.Sprintf(" /* program %d */", i)
 		if i > 0 {
 			// The Pool is the same.
-			p.mode, p.prepared, p.awaitWrites = programs[0].mode, programs[0].prepared, programs[0].awaitWrites
+			p.mode, p.prepared = programs[0].mode, programs[0].prepared
 		}
 		g.fill()
 		programs = append(programs, p)

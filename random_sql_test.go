@@ -277,8 +277,8 @@ func (g *randomGenerator) sqlClose() *randomOp {
 			}
 		case "raw":
 			conn := m.sqlConns[slot]
-			if conn == nil || m.sqlTxOn(slot) {
-				return
+			if conn == nil || m.sqlTxOn(slot) || m.broken == "stalled" {
+				return // Raw has no context that could end
 			}
 			m.openSession(conn)
 			m.note("raw", conn.Raw(func(driverConn any) error {

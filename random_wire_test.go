@@ -297,7 +297,11 @@ func (g *randomGenerator) pipeline() *randomOp {
 		if n%2 == 0 {
 			m.halt()
 		}
-		pipeline := conn.PgConn().StartPipeline(context.WithoutCancel(m.ctx))
+		ctx := context.WithoutCancel(m.ctx)
+		if m.program.cuts == "nrt" {
+			ctx = m.ctx // the link may be stalled
+		}
+		pipeline := conn.PgConn().StartPipeline(ctx)
 		writes := 0
 		for i, step := range steps {
 			if step == "sync" {

@@ -175,11 +175,12 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 	conn, err = from.acquire(limited, r)
 	if err != nil {
 		r.used.Add(-1)
-		if hook != nil && hook.err != nil {
+		late := expired(ctx, limited)
+		if hook != nil && hook.err != nil && !(late && errors.Is(hook.err, context.DeadlineExceeded)) {
 			return nil, hook
 		}
 		if ctx.Err() == nil && !errors.Is(err, errClosedPool) {
-			if expired(ctx, limited) {
+			if late {
 				err = r.noConnError(err)
 			}
 			r.fail(err)

@@ -844,3 +844,26 @@ func TestReplicaConflict(t *testing.T) {
 	})
 	unused(t, pool)
 }
+
+// TestSlowPrepareConn has the app's hook still run on the replica when the time for a connection to it is over. That the
+// hook ends then is no error of the app's.
+func TestSlowPrepareConn(t *testing.T) {
+	t.Parallel()
+	pool := poolIn(t, sharedCluster(t), "ord", func(c *Config) {
+		c.MinReplicaWait, c.MaxReplicaWait = 0, 200*time.Millisecond
+		c.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+			if conn.Config().Port != replicaPort {
+				return true, nil
+			}
+			<-ctx.Done()
+			return false, ctx.Err()
+		}
+	})
+	// The first connections are made without a limit where the replica has just answered.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := pool.QueryRow(ctx, "select 1").Scan(new(int)); err != nil {
+		t.Error(err)
+	}
+	unused(t, pool)
+}

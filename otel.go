@@ -228,8 +228,8 @@ func (t *telemetry) forward(ctx context.Context, operation string, rt *route) (c
 		if rt.cause == nil || !s.IsRecording() {
 			return
 		}
-		if rt.replica != nil {
-			s.SetAttributes(attrRegion.String(rt.replica.region))
+		if rt.region != "" {
+			s.SetAttributes(attrRegion.String(rt.region))
 		}
 		s.AddEvent("exception", trace.WithAttributes(causeAttributes(rt.why, rt.cause)...))
 	})

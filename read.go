@@ -75,13 +75,14 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	rep := rd.replicas.choose()
 	if rep == nil {
 		if rt.target != targetReplica {
-			rt.replica = rd.replicas.list[0]
-			rt.fallBack(becauseUnreachable, rt.replica.connects.lastError())
+			first := rd.replicas.list[0]
+			rt.region = first.region
+			rt.fallBack(becauseUnreachable, first.connects.lastError())
 			return nil, nil, nil
 		}
 		rep = rd.replicas.list[0]
 	}
-	rt.replica = rep
+	rt.region = rep.region
 	conn, err := acquireFresh(ctx, rd, rt, rep, from, state)
 	if errors.Is(err, errOutdated) {
 		rd.sessionOf(rt).outdate(state)

@@ -295,21 +295,6 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 // pooled reports whether a connection leads to a pooler.
 func pooled(conn *pgx.Conn) bool { return replicaConnOf(conn).report.pooled }
 
-// expired reports whether the deadline of limited has passed, which was made from ctx, and ctx has not ended. The error of
-// limited may be set a moment later.
-func expired(ctx, limited context.Context) bool {
-	ours, limits := limited.Deadline()
-	if theirs, set := ctx.Deadline(); !limits || set && !ours.Before(theirs) {
-		return false
-	}
-	return ctx.Err() == nil && !time.Now().Before(ours)
-}
-
-// noAnswerError returns the error of who has waited for a replica's answer for as long as this package does.
-func noAnswerError(region string, waited time.Duration, cause error) error {
-	return fmt.Errorf("flyregion: replica in %s did not answer within %v: %w", region, waited, cause)
-}
-
 // noConnError returns the error of a read that has waited for a connection for limit.
 func (r *replica) noConnError(cause error) error {
 	if stat := r.pool.Stat(); stat.AcquiredConns() == stat.MaxConns() {

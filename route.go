@@ -36,8 +36,8 @@ type route struct {
 	intent
 	to  target
 	why reason
-	// replica is the one that was chosen, nil if none was.
-	replica *replica
+	// region is that of the replica that was chosen, "" if none was.
+	region string
 	// cause is the error because of which the statement left that replica, nil if there was none.
 	cause error
 	// undecided are the statements of which only the database's catalog can tell whether they read.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -239,4 +240,19 @@ func oneRow(ctx context.Context, conn *pgconn.PgConn, sql string) ([][]byte, err
 		return nil, fmt.Errorf("flyregion: the server did not answer one row to %q", sql)
 	}
 	return results[len(results)-1].Rows[0], nil
+}
+
+// expired reports whether the deadline of limited has passed, which was made from ctx, and ctx has not ended. The error of
+// limited may be set a moment later.
+func expired(ctx, limited context.Context) bool {
+	ours, limits := limited.Deadline()
+	if theirs, set := ctx.Deadline(); !limits || set && !ours.Before(theirs) {
+		return false
+	}
+	return ctx.Err() == nil && !time.Now().Before(ours)
+}
+
+// noAnswerError returns the error of who has waited for a replica's answer for as long as this package does.
+func noAnswerError(region string, waited time.Duration, cause error) error {
+	return fmt.Errorf("flyregion: replica in %s did not answer within %v: %w", region, waited, cause)
 }

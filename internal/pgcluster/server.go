@@ -138,7 +138,7 @@ func (s *Server) connectedOnce(ctx context.Context, use func(*pgx.Conn) error) e
 // isConflict reports whether replay has canceled a statement, or ended the session.
 func isConflict(err error) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Routine == "ProcessInterrupts" && (pgErr.Code == "40001" || pgErr.Code == "40P01")
+	return errors.As(err, &pgErr) && strings.HasSuffix(pgErr.Message, "due to conflict with recovery")
 }
 
 func (s *Server) connect(ctx context.Context) (*pgx.Conn, error) {

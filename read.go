@@ -236,7 +236,7 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSourc
 		}
 		waited := time.Since(began)
 		if err == nil && verdict == behind && waited < limit {
-			if err = sleep(ctx, min(max(waited/pausePart, pollTime), maxPollPause)); err == nil {
+			if err = sleep(ctx, pollPause(waited)); err == nil {
 				continue
 			}
 		}

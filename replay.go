@@ -25,16 +25,6 @@ var (
 )
 
 const (
-	// eagerPolls is how many polls may follow one another without a pause, because an idle cluster replays a commit
-	// within a few of them. One more is allowed each time that pollTime has passed. So a replica is polled 2,000 times a
-	// second at most, beside the first eagerPolls.
-	eagerPolls = 16
-	pollTime   = 500 * time.Microsecond
-	// eagerTime is how long a replica is polled so after a wait has ended. Then the pause between two polls is the time
-	// since that, divided by pausePart, and at most maxPollPause. So a read waits little longer than replay takes.
-	eagerTime    = 2 * time.Millisecond
-	pausePart    = 4
-	maxPollPause = 5 * time.Millisecond
 	// waitForVersion is the first version of PostgreSQL with WAIT FOR LSN, which waits in the server without polling. A
 	// loop in a function is no substitute: it holds a snapshot, which can delay the replay that it waits for. See
 	// https://www.postgresql.org/docs/19/sql-wait.html.
@@ -82,9 +72,7 @@ type tracker struct {
 
 	done sync.WaitGroup // the goroutines of the tracker
 
-	// Only the watcher uses the following fields: how many polls it may make without a pause, and when that was computed.
-	eager float64
-	paced time.Time
+	pacer pacer // only the watcher uses it
 }
 
 // miss is a wait in vain. Other reads do not wait for the replica until it has replayed what this one waited for.
@@ -267,9 +255,12 @@ func (t *tracker) watch() {
 		if !anybody {
 			return
 		}
-		if !paced && !t.serverWaits(need) && t.pace(time.Since(headway)) {
-			paced = true
-			continue // the waits may have ended in the meantime
+		if !paced && !t.serverWaits(need) {
+			if pause := t.pacer.next(time.Since(headway)); pause > 0 {
+				_ = sleep(t.ctx, pause)
+				paced = true
+				continue // the waits may have ended in the meantime
+			}
 		}
 		paced = false
 		o, err := t.observe(t.ctx, need)
@@ -287,34 +278,6 @@ func (t *tracker) watch() {
 func (t *tracker) serverWaits(need LSN) bool {
 	last := t.latest.Load()
 	return last != nil && last.recovering && last.version >= waitForVersion && last.position < need
-}
-
-// pace sleeps for the pause that is due before the next poll, and reports whether there was any. waited is the time since
-// the last poll that ended a wait. Only the watcher calls it.
-func (t *tracker) pace(waited time.Duration) bool {
-	now := time.Now()
-	t.eager = min(t.eager+float64(now.Sub(t.paced))/float64(pollTime), eagerPolls) - 1
-	t.paced = now
-	if t.eager >= 0 && waited < eagerTime {
-		return false
-	}
-	select {
-	case <-time.After(min(max(waited/pausePart, pollTime), maxPollPause)):
-	case <-t.ctx.Done():
-	}
-	return true
-}
-
-// sleep returns when d has passed or ctx has ended, then with its error.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // lowest returns the lowest position that a read waits for. If no read waits, the watcher counts as stopped and must

@@ -121,8 +121,8 @@ var (
 	errOtherPrimary     = errors.New("flyregion: the session's position is in the log of another primary")
 )
 
-// doubt says why a primary does not cover state.
-func doubt(state sessionState) error {
+// notCoveredError returns why a primary does not cover state.
+func notCoveredError(state sessionState) error {
 	switch {
 	case state.unknown > 0:
 		return errUnknownWrite

@@ -131,7 +131,7 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 	if rd.primary.stays(session) {
 		rt.toPrimary(becauseSooner)
 	} else {
-		rt.fallBack(becauseUnknown, doubt(state))
+		rt.fallBack(becauseUnknown, notCoveredError(state))
 	}
 	return sessionState{}, nil
 }

@@ -351,10 +351,11 @@ func (r *replica) wrongServer() string {
 	if seen == nil {
 		return ""
 	}
-	if other := r.tracker.otherCluster(seen); other != "" {
+	primary := r.tracker.primary.Load()
+	if other := otherCluster(seen, primary); other != "" {
 		return other
 	}
-	switch primary := r.tracker.primary.Load(); {
+	switch {
 	case seen.recovering:
 		return ""
 	case primary != nil && seen.server == primary.server:

@@ -64,18 +64,11 @@ func (t *trust) verdict(r *report, state sessionState) verdict {
 		return caughtUp
 	}
 	primary := t.primary.Load()
-	if primary == nil || primary.server != state.origin {
-		return behind // the position is in another log
+	if doubtOf(r, primary, state.origin) != noDoubt {
+		return behind
 	}
 	if !r.recovering {
-		// It is no standby. If it is not the primary either, it was promoted or demoted, and nothing is sure.
-		if r.server == primary.server {
-			return caughtUp
-		}
-		return behind
-	}
-	if !sameLog(r, primary) {
-		return behind
+		return caughtUp // it is the primary
 	}
 	need := max(state.position, primary.flushed)
 	if r.position < need {
@@ -90,31 +83,66 @@ func (t *trust) verdict(r *report, state sessionState) verdict {
 	return outdated
 }
 
-// sameLog reports whether a standby is of the primary's cluster and replays its timeline.
-func sameLog(r *report, primary *identity) bool {
-	return r.system == primary.system && r.system != 0 && r.timeline == primary.timeline
+// logDoubt is a reason why the position in a server's report may be in another log than the session's position.
+type logDoubt uint8
+
+const (
+	noDoubt        logDoubt = iota
+	primaryChanged          // the session wrote on another primary than the current one
+	notStandby              // the server is neither the primary nor in recovery: it was promoted or demoted
+	systemHidden            // the role may not see the system identifier or the timeline, of this server or of the primary
+	otherSystem
+	olderTimeline
+	newerTimeline
+)
+
+// doubtOf returns why the server of a report may not have the log that a session with this origin has written to, noDoubt if
+// it is the primary itself or a standby that replays this log.
+func doubtOf(r *report, primary *identity, origin serverID) logDoubt {
+	switch {
+	case primary == nil || primary.server != origin:
+		return primaryChanged
+	case !r.recovering && r.server == primary.server:
+		return noDoubt
+	case !r.recovering:
+		return notStandby
+	case r.system == 0 || primary.system == 0:
+		return systemHidden
+	case r.system != primary.system:
+		return otherSystem
+	case r.timeline < primary.timeline:
+		return olderTimeline
+	case r.timeline > primary.timeline:
+		return newerTimeline
+	}
+	return noDoubt
 }
 
-// doubt says why the position in a server's report may be in another log than the primary's, "" if there is no reason.
+// sameLog reports whether a standby is of the primary's cluster and replays its timeline.
+func sameLog(standby *report, primary *identity) bool {
+	return doubtOf(standby, primary, primary.server) == noDoubt
+}
+
+// doubt says in words why a server's verdict is behind although its position may be high enough, "" if there is no such
+// reason.
 func (t *trust) doubt(r *report, state sessionState) string {
 	primary := t.primary.Load()
-	switch {
-	case primary == nil || primary.server != state.origin:
+	switch doubtOf(r, primary, state.origin) {
+	case primaryChanged:
 		return "the primary has changed"
-	case r.server == primary.server:
-		return ""
-	case !r.recovering:
+	case notStandby:
 		return "it is not in recovery, and not the primary that the pool is connected to"
-	case r.system == 0 || primary.system == 0:
+	case systemHidden:
 		return "the role may not call pg_control_system, pg_control_checkpoint and pg_control_recovery"
-	case r.system != primary.system:
-		return "it belongs to another cluster"
-	case r.timeline < primary.timeline:
+	case otherSystem:
+		return otherCluster(r, primary)
+	case olderTimeline:
 		return fmt.Sprintf("it shows timeline %d, and the primary is on %d (a role with pg_read_all_stats sees at once what it streams, "+
 			"any other one after the next restartpoint)", r.timeline, primary.timeline)
-	case r.timeline > primary.timeline:
+	case newerTimeline:
 		return fmt.Sprintf("it is on timeline %d, and the primary that the pool is connected to on %d", r.timeline, primary.timeline)
-	case r.received == 0 && r.position >= state.position:
+	}
+	if r.recovering && r.received == 0 && r.position >= state.position {
 		return "it has received nothing since it was started"
 	}
 	return ""
@@ -170,15 +198,14 @@ func (t *trust) followsNewer(r *report) bool {
 // checkCluster returns an error if a server belongs to another cluster than the primary. It returns nil if either role
 // may not see the system identifier.
 func (t *trust) checkCluster(r *report, region string) error {
-	if other := t.otherCluster(r); other != "" {
+	if other := otherCluster(r, t.primary.Load()); other != "" {
 		return fmt.Errorf("flyregion: replica in %s is no standby of the primary: %s", region, other)
 	}
 	return nil
 }
 
 // otherCluster says how a server shows that it belongs to another cluster than the primary, "" if it does not.
-func (t *trust) otherCluster(r *report) string {
-	primary := t.primary.Load()
+func otherCluster(r *report, primary *identity) string {
 	if primary == nil || r.system == 0 || primary.system == 0 || r.system == primary.system {
 		return ""
 	}

@@ -71,6 +71,12 @@ type Config struct {
 	MinReplicaWait time.Duration
 	MaxReplicaWait time.Duration
 
+	// DiscoveryInterval is how often the names of replicas are looked up again while the pool is in use, so that servers that
+	// join are read from and servers that leave are let go. They are also looked up when a replica could not be reached. A
+	// lookup that fails changes nothing. A LookupFunc of the embedded config is used if the app has set one. It must be more
+	// than 0. The default is fly_discovery_interval in the connection string, then 5 s.
+	DiscoveryInterval time.Duration
+
 	// AwaitWrites makes each write return only when the first replica has replayed it, so that other processes that read
 	// there see it too, or after MaxReplicaWait. Without it only reads wait. The default is fly_await_writes in the
 	// connection string, then false.
@@ -102,6 +108,8 @@ type Config struct {
 const (
 	defaultMinReplicaWait = 10 * time.Millisecond
 	defaultMaxReplicaWait = time.Second
+
+	defaultDiscoveryInterval = 5 * time.Second
 )
 
 // settingPrefix begins the names of this package's settings in a connection string.
@@ -109,14 +117,15 @@ const settingPrefix = "fly_"
 
 // settings are what a connection string may say, by name without the prefix.
 var settings = map[string]func(c *Config, value string) error{
-	"region":           func(c *Config, v string) error { return setRegion(&c.Region, &c.environment.region, v) },
-	"primary_region":   func(c *Config, v string) error { return setRegion(&c.PrimaryRegion, &c.environment.primaryRegion, v) },
-	"replica_regions":  func(c *Config, v string) error { c.ReplicaRegions = strings.Split(v, ","); return nil },
-	"balance":          func(c *Config, v string) error { c.Balance = Balance(v); return nil },
-	"min_replica_wait": func(c *Config, v string) error { return setDuration(&c.MinReplicaWait, v) },
-	"max_replica_wait": func(c *Config, v string) error { return setDuration(&c.MaxReplicaWait, v) },
-	"await_writes":     func(c *Config, v string) error { return setBool(&c.AwaitWrites, v) },
-	"simulate_replica": func(c *Config, v string) error { return setBool(&c.SimulateReplica, v) },
+	"region":             func(c *Config, v string) error { return setRegion(&c.Region, &c.environment.region, v) },
+	"primary_region":     func(c *Config, v string) error { return setRegion(&c.PrimaryRegion, &c.environment.primaryRegion, v) },
+	"replica_regions":    func(c *Config, v string) error { c.ReplicaRegions = strings.Split(v, ","); return nil },
+	"balance":            func(c *Config, v string) error { c.Balance = Balance(v); return nil },
+	"min_replica_wait":   func(c *Config, v string) error { return setDuration(&c.MinReplicaWait, v) },
+	"max_replica_wait":   func(c *Config, v string) error { return setDuration(&c.MaxReplicaWait, v) },
+	"discovery_interval": func(c *Config, v string) error { return setDuration(&c.DiscoveryInterval, v) },
+	"await_writes":       func(c *Config, v string) error { return setBool(&c.AwaitWrites, v) },
+	"simulate_replica":   func(c *Config, v string) error { return setBool(&c.SimulateReplica, v) },
 }
 
 // setRegion sets a region in place of that of the environment.
@@ -155,6 +164,7 @@ func setBool(to *bool, value string) error {
 //   - fly_replica_regions: regions to read from, separated by commas
 //   - fly_balance: local, random or round_robin
 //   - fly_min_replica_wait, fly_max_replica_wait: bounds of a read's wait, such as 10ms
+//   - fly_discovery_interval: how often names of replicas are looked up, such as 5s
 //   - fly_await_writes: true for writes that return when the replica has replayed them
 //   - fly_simulate_replica: true for reads through read-only sessions on a single server
 //
@@ -172,6 +182,7 @@ func ParseConfig(connString string) (*Config, error) {
 		Balance:              BalanceLocal,
 		MinReplicaWait:       defaultMinReplicaWait,
 		MaxReplicaWait:       defaultMaxReplicaWait,
+		DiscoveryInterval:    defaultDiscoveryInterval,
 		createdByParseConfig: true,
 	}
 	c.environment.region = firstVariable("FLY_REGION", "MY_REGION")
@@ -266,6 +277,8 @@ func (c *Config) normalize() (err error) {
 		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is negative: want 0 or more, such as 10ms", c.MinReplicaWait)
 	case c.MaxReplicaWait <= 0:
 		return fmt.Errorf("invalid MaxReplicaWait (fly_max_replica_wait): %v is not positive: want a time such as 1s", c.MaxReplicaWait)
+	case c.DiscoveryInterval <= 0:
+		return fmt.Errorf("invalid DiscoveryInterval (fly_discovery_interval): %v is not positive: want a time such as 5s", c.DiscoveryInterval)
 	case c.MinReplicaWait > c.MaxReplicaWait:
 		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is longer than MaxReplicaWait (fly_max_replica_wait) %v",
 			c.MinReplicaWait, c.MaxReplicaWait)

@@ -216,7 +216,7 @@ func TestConfigFieldsGoBeforeEverything(t *testing.T) {
 
 func TestParseConfigTakesSettingsOut(t *testing.T) {
 	const ours = "fly_region=ord&fly_primary_region=nrt&fly_replica_regions=ord&fly_balance=local&fly_min_replica_wait=1ms" +
-		"&fly_max_replica_wait=2ms&fly_await_writes=false&fly_simulate_replica=false"
+		"&fly_max_replica_wait=2ms&fly_discovery_interval=3s&fly_await_writes=false&fly_simulate_replica=false"
 	const others = "pool_max_conns=7&pool_min_conns=2&pool_max_conn_lifetime=3m&application_name=shop&search_path=mine"
 	for form, connString := range map[string]string{
 		"URL":       "postgres://u:hunter2@app.internal/db?" + ours + "&" + others,
@@ -274,6 +274,8 @@ func TestParseConfigErrors(t *testing.T) {
 		{"negative longest wait", nil, "fly_max_replica_wait=-2s", []string{"fly_max_replica_wait", "-2s"}},
 		{"no longest wait", nil, "fly_min_replica_wait=0 fly_max_replica_wait=0", []string{"fly_max_replica_wait", "0s"}},
 		{"waits that contradict each other", nil, "fly_min_replica_wait=3s", []string{"fly_min_replica_wait", "3s", "fly_max_replica_wait", "1s"}},
+		{"bad discovery_interval", nil, "fly_discovery_interval=often", []string{"fly_discovery_interval", `"often"`}},
+		{"no discovery_interval", nil, "fly_discovery_interval=0s", []string{"DiscoveryInterval (fly_discovery_interval)", "0s", "5s"}},
 		{"bad await_writes", nil, "fly_await_writes=maybe", []string{"fly_await_writes", `"maybe"`}},
 		{"bad simulate_replica", nil, "fly_simulate_replica=2", []string{"fly_simulate_replica", `"2"`}},
 		{"simulated and real replicas", nil, "fly_region=ord fly_primary_region=nrt fly_simulate_replica=true", []string{"fly_simulate_replica", `"ord"`}},

@@ -305,7 +305,7 @@ func (n *nemesis) serves(p *process) {
 	pools := []interface {
 		AcquireAllIdle(context.Context) []*pgxpool.Conn
 	}{p.pool.Primary()}
-	for _, r := range p.pool.replicas.list {
+	for _, r := range p.pool.replicas.list() {
 		pools = append(pools, r.pool)
 		n.await(p, "the watcher reaches the replica in "+r.region, func(ctx context.Context) error {
 			_, err := r.tracker.observe(ctx, 0)

@@ -19,6 +19,12 @@ const (
 	maxProbePause = 3 * time.Second
 )
 
+// good reports whether the replica counts as reachable.
+func (h *health) good() bool { return h.retryAt.Load() == 0 }
+
+// doubt has the replica count as out of reach until a probe has reached it, which the caller begins.
+func (h *health) doubt() { h.retryAt.Store(time.Now().Add(maxProbePause).UnixNano()) }
+
 // fail notes that the replica could not be reached.
 func (h *health) fail() {
 	h.mu.Lock()

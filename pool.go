@@ -79,16 +79,16 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	p.router = &router{statements: statements}
 	p.primary.statements, p.primary.telemetry = statements, p.telemetry
 	p.primary.fallbacks = make(chan struct{}, max(1, c.MaxConns/2))
-	p.replicas = &replicas{balance: c.Balance}
+	p.replicas = newReplicas(p.primary, c)
 	p.reads = &reads{router: p.router, replicas: p.replicas, primary: p.primary, telemetry: p.telemetry}
 
-	primary, err := p.openReplicas(ctx, regions)
+	primary, err := p.openReplicas(regions)
 	if err != nil {
 		return err
 	}
 	if c.AwaitWrites {
 		p.primary.awaitReplay = func(ctx context.Context, state sessionState) {
-			_ = p.replicas.list[0].tracker.wait(ctx, state, 0, c.MaxReplicaWait)
+			_ = p.replicas.first().tracker.wait(ctx, state, 0, c.MaxReplicaWait)
 		}
 	}
 	statements.observe(primary)
@@ -97,12 +97,12 @@ func (p *Pool) open(ctx context.Context) (err error) {
 		return err
 	}
 	// Last, as the gauges may be read at once, and then ask all servers.
-	return p.telemetry.observeLag(func(ctx context.Context) []lag { return measureLag(ctx, p.primary, p.replicas.list) })
+	return p.telemetry.observeLag(func(ctx context.Context) []lag { return measureLag(ctx, p.primary, p.replicas.inUse()) })
 }
 
 // openReplicas makes the replicas and returns the configuration of the primary. The replicas must exist before the primary's
 // pool: with AwaitWrites a write on a connection to the primary uses them.
-func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Config, error) {
+func (p *Pool) openReplicas(regions []string) (*pgxpool.Config, error) {
 	c := p.config
 	if c.SimulateReplica {
 		// Two pools of one server.
@@ -111,18 +111,18 @@ func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Con
 			// target_session_attrs is about the server, and this session is meant to be read-only.
 			simulated.ConnConfig.ValidateConnect = nil
 		}
-		if err := p.openReplica(ctx, cmp.Or(c.Region, "local"), simulated); err != nil {
+		if err := p.openHost(&replicaHost{region: cmp.Or(c.Region, "local"), config: simulated, literal: true}); err != nil {
 			return nil, err
 		}
 		return c.Config.Copy(), nil
 	}
 
-	for _, region := range regions {
-		config, err := c.replicaConfig(region)
-		if err != nil {
-			return nil, fmt.Errorf("flyregion: invalid %s: %w", c.settingOf(region), err)
-		}
-		if err := p.openReplica(ctx, region, config); err != nil {
+	hosts, err := c.hostsToRead(regions)
+	if err != nil {
+		return nil, fmt.Errorf("flyregion: %w", err)
+	}
+	for _, h := range hosts {
+		if err := p.openHost(h); err != nil {
 			return nil, err
 		}
 	}
@@ -133,15 +133,10 @@ func (p *Pool) openReplicas(ctx context.Context, regions []string) (*pgxpool.Con
 	return config, nil
 }
 
-// openReplica makes the replica of a region and adds it to the list.
-func (p *Pool) openReplica(ctx context.Context, region string, config *pgxpool.Config) error {
-	p.router.statements.observe(config)
-	r, err := newReplica(ctx, p.primary, region, config, p.config.MaxReplicaWait)
-	if err != nil {
-		return err
-	}
-	p.replicas.list = append(p.replicas.list, r)
-	return nil
+// openHost makes the first replica of a host and adds it to the set.
+func (p *Pool) openHost(h *replicaHost) error {
+	p.router.statements.observe(h.config)
+	return p.replicas.discovery.add(h)
 }
 
 // Primary returns the pool of the writable server, for libraries that write, listen or migrate. What they write counts for
@@ -154,7 +149,7 @@ func (p *Pool) Replica() *pgxpool.Pool {
 	if p.replicas == nil {
 		return p.primary.pool
 	}
-	return p.replicas.list[0].pool
+	return p.replicas.first().pool
 }
 
 // ReplicaIn returns the pool of a region's replica, the primary's if the Pool does not read from that region. Statements
@@ -332,7 +327,7 @@ func (p *Pool) Reset() {
 	if p.replicas == nil {
 		return
 	}
-	for _, r := range p.replicas.list {
+	for _, r := range p.replicas.list() {
 		r.pool.Reset()
 	}
 }
@@ -341,14 +336,12 @@ func (p *Pool) Reset() {
 func (p *Pool) Stat() *Stat {
 	s := &Stat{primary: p.primary.pool.Stat()}
 	if p.replicas != nil {
-		for _, r := range p.replicas.list {
+		for _, r := range p.replicas.inUse() {
 			s.replicas = append(s.replicas, regionStat{r.region, r.pool.Stat()})
 		}
 		s.statements = p.telemetry.counts.list()
 		s.failures = p.primary.connects.appendTo(nil, targetPrimary, p.config.PrimaryRegion)
-		for _, r := range p.replicas.list {
-			s.failures = r.connects.appendTo(s.failures, targetReplica, r.region)
-		}
+		s.failures = p.replicas.appendFailures(s.failures)
 	}
 	return s
 }
@@ -371,9 +364,7 @@ func (p *Pool) Close() {
 		closing.Go(p.primary.pool.Close)
 	}
 	if p.replicas != nil {
-		for _, r := range p.replicas.list {
-			closing.Go(r.close)
-		}
+		closing.Go(p.replicas.close)
 	}
 	closing.Wait()
 	if p.telemetry != nil {
@@ -403,7 +394,7 @@ func (p *Pool) WaitReplayed(ctx context.Context) error {
 		if state.position == 0 {
 			return ctx.Err()
 		}
-		err = p.replicas.list[0].tracker.wait(ctx, state, after, p.config.MaxReplicaWait)
+		err = p.replicas.first().tracker.wait(ctx, state, after, p.config.MaxReplicaWait)
 		switch {
 		case errors.Is(err, errOutdated):
 			session.outdate(state)

@@ -72,48 +72,86 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		return nil, nil, err
 	}
 
-	rep := rd.replicas.choose()
-	if rep == nil {
-		if rt.target != targetReplica {
-			first := rd.replicas.list[0]
+	var (
+		tried  []*replica
+		failed error // of the first one that was tried
+	)
+	for {
+		rep := rd.replicas.choose(state, tried)
+		switch {
+		case rep != nil:
+		case len(tried) > 0:
+			if rt.target != targetReplica {
+				rt.region = tried[0].region
+				if first := rd.replicas.list()[0]; tried[0].host.reserve && first.connects.lastError() != nil {
+					rt.region, failed = first.region, first.connects.lastError()
+				}
+				rt.fallBack(becauseUnreachable, failed)
+				failed = nil
+			}
+			return nil, nil, failed
+		case rt.target == targetReplica:
+			rep = rd.replicas.first()
+		default:
+			first := rd.replicas.first()
 			rt.region = first.region
 			rt.fallBack(becauseUnreachable, first.connects.lastError())
 			return nil, nil, nil
 		}
-		rep = rd.replicas.list[0]
-	}
-	rt.region = rep.region
-	conn, err := acquireFresh(ctx, rd, rt, rep, from, state)
-	if errors.Is(err, errOutdated) {
-		rd.sessionOf(rt).outdate(state)
-		if state, err = rd.required(ctx, rt); err != nil || rt.to == targetPrimary {
-			return nil, nil, err
+		rt.region = rep.region
+		conn, err := acquireFresh(ctx, rd, rt, rep, from, state)
+		if errors.Is(err, errOutdated) {
+			rd.sessionOf(rt).outdate(state)
+			if state, err = rd.required(ctx, rt); err != nil || rt.to == targetPrimary {
+				return nil, nil, err
+			}
+			conn, err = acquireFresh(ctx, rd, rt, rep, from, state)
 		}
-		conn, err = acquireFresh(ctx, rd, rt, rep, from, state)
+		switch {
+		case err == nil && rep.notPreferred() && rd.replicas.hasPreferred(rep, tried):
+			// The connection has told that it is no standby.
+			from.release(rep, conn)
+		case err == nil && rt.undecided != nil && !rd.decide(ctx, rt, rep, conn.Conn()):
+			from.release(rep, conn)
+			return nil, nil, ctx.Err()
+		case err == nil:
+			rd.telemetry.sent(ctx, targetReplica, rt.why, conn.Conn().PgConn().PID())
+			return rep, conn, nil
+		case hookFailed(err) != nil:
+			return nil, nil, hookFailed(err)
+		case errors.Is(err, errOutdated):
+			err = &ReplicaLagError{Region: rep.region, Required: state.position}
+		}
+		switch {
+		case err == nil: // the next one, which is a standby
+		case ctx.Err() != nil:
+			return nil, nil, err
+		case errors.Is(err, errClosedPool):
+			if !rep.left.Load() {
+				return nil, nil, err
+			}
+		case errors.Is(err, errSooner):
+			rt.toPrimary(becauseSooner)
+			return nil, nil, nil
+		case errors.Is(err, ErrReplicaLag):
+			if rt.target == targetReplica {
+				return nil, nil, err
+			}
+			rt.fallBack(becauseLag, err)
+			return nil, nil, nil
+		case errors.Is(err, context.DeadlineExceeded):
+			// The read has waited long enough.
+			if rt.target == targetReplica {
+				return nil, nil, err
+			}
+			rt.fallBack(becauseUnreachable, err)
+			return nil, nil, nil
+		}
+		tried = append(tried, rep)
+		if failed == nil {
+			failed = err
+		}
 	}
-	switch {
-	case err == nil && rt.undecided != nil && !rd.decide(ctx, rt, rep, conn.Conn()):
-		from.release(rep, conn)
-		return nil, nil, ctx.Err()
-	case err == nil:
-		rd.telemetry.sent(ctx, targetReplica, rt.why, conn.Conn().PgConn().PID())
-		return rep, conn, nil
-	case hookFailed(err) != nil:
-		return nil, nil, hookFailed(err)
-	case errors.Is(err, errOutdated):
-		err = &ReplicaLagError{Region: rep.region, Required: state.position}
-	}
-	switch {
-	case ctx.Err() != nil || errors.Is(err, errClosedPool) || rt.target == targetReplica:
-		return nil, nil, err
-	case errors.Is(err, errSooner):
-		rt.toPrimary(becauseSooner)
-	case errors.Is(err, ErrReplicaLag):
-		rt.fallBack(becauseLag, err)
-	default:
-		rt.fallBack(becauseUnreachable, err)
-	}
-	return nil, nil, nil
 }
 
 // required returns what a read on the route has to see. If the position of the session's last write is not known, the read

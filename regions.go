@@ -122,6 +122,27 @@ func (c *Config) replicaRegions() []string {
 	return reachable
 }
 
+// hostsToRead returns the hosts that the replicas of regions are found by, in the order in which they are read from, the
+// reserves last.
+func (c *Config) hostsToRead(regions []string) (hosts []*replicaHost, err error) {
+	var reserves []*replicaHost
+	for _, region := range regions {
+		config, err := c.replicaConfig(region)
+		if err != nil {
+			return nil, fmt.Errorf("invalid %s: %w", c.settingOf(region), err)
+		}
+		for _, h := range hostsOf(region, config) {
+			switch {
+			case !h.reserve:
+				hosts = append(hosts, h)
+			case !slices.ContainsFunc(reserves, func(o *replicaHost) bool { return o.name == h.name && o.port == h.port }):
+				reserves = append(reserves, h)
+			}
+		}
+	}
+	return append(hosts, reserves...), nil
+}
+
 // originOf says where a region to read from was taken from.
 func (c *Config) originOf(region string) string {
 	switch {
@@ -230,10 +251,7 @@ func describe(c *Config, p *primary, rs *replicas) string {
 	case c.SimulateReplica:
 		return "one server, " + addresses(&c.ConnConfig.Config) + ": reads in read-only sessions (SimulateReplica), writes in others"
 	}
-	var reads []string
-	for _, r := range rs.list {
-		reads = append(reads, r.describe())
-	}
+	reads := rs.describe()
 	var from string
 	switch {
 	case len(reads) == 1:
@@ -248,11 +266,44 @@ func describe(c *Config, p *primary, rs *replicas) string {
 	return "reads on " + from + ", writes on " + addresses(&p.pool.Config().ConnConfig.Config)
 }
 
-// describe says which servers the replica's connections lead to, and whether the latest one has led to a standby.
-func (r *replica) describe() string {
-	text := addresses(&r.pool.Config().ConnConfig.Config) + " (replica in " + r.region
-	if wrong := r.wrongServer(); wrong != "" {
-		text += ", but " + wrong
+// describe says for each region which hosts reads go to, how many replicas were found there, and whether one of them has
+// turned out to be none. Fly's nearest Machine of all is left out: it is for a region without one.
+func (rs *replicas) describe() (regions []string) {
+	list := slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve })
+	for len(list) > 0 {
+		rest := slices.IndexFunc(list, func(r *replica) bool { return r.region != list[0].region })
+		if rest < 0 {
+			rest = len(list)
+		}
+		regions = append(regions, describeRegion(list[:rest]))
+		list = list[rest:]
+	}
+	return regions
+}
+
+func describeRegion(list []*replica) string {
+	var hosts []string
+	for _, r := range list {
+		if host := addresses(&r.host.config.ConnConfig.Config); !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	text := inWords(hosts) + " (replica"
+	if len(list) > 1 {
+		text = fmt.Sprintf("%s (%d replicas", inWords(hosts), len(list))
+	}
+	if list[0].region != "" {
+		text += " in " + list[0].region
+	}
+	for _, r := range list {
+		wrong := r.wrongServer()
+		switch {
+		case wrong == "":
+		case len(list) == 1:
+			text += ", but " + wrong
+		case !r.isPrimary():
+			text += ", but of " + r.endpoint() + ": " + wrong
+		}
 	}
 	return text + ")"
 }

@@ -42,7 +42,7 @@ func TestDescribe(t *testing.T) {
 		{name: "Flycast", env: inOrd, connString: "postgres://u:hunter2@app.flycast/db",
 			want: "reads on ord.app.internal:5433 (replica in ord), writes on app.flycast:5432"},
 		{name: "several hosts", env: inOrd, connString: "postgres://u:hunter2@a.internal,b.internal:5,db.example.com/db?sslmode=disable",
-			want: "reads on ord.a.internal:5433 or ord.b.internal:5433 (replica in ord), " +
+			want: "reads on ord.a.internal:5433 and ord.b.internal:5433 (2 replicas in ord), " +
 				"writes on nrt.a.internal:5432 or nrt.b.internal:5 or db.example.com:5432"},
 		{name: "several regions", env: inOrd, connString: onFly + "&fly_replica_regions=syd,ord,nrt",
 			want: "reads on ord.app.internal:5433 (replica in ord), else on syd.app.internal:5433 (replica in syd), " +

@@ -235,7 +235,7 @@ func TestTrackerWakes(t *testing.T) {
 
 // waiting returns how many wait for the pool's replica.
 func waiting(pool *Pool) int {
-	t := pool.replicas.list[0].tracker
+	t := pool.replicas.list()[0].tracker
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.waiters)
@@ -253,7 +253,7 @@ func silent(t *testing.T, cluster *pgcluster.Cluster, pool *Pool) {
 	if n := waiting(pool); n != 0 {
 		t.Errorf("%d still wait", n)
 	}
-	tracker := pool.replicas.list[0].tracker
+	tracker := pool.replicas.list()[0].tracker
 	eventually(t, "the watcher stops", func() bool {
 		tracker.mu.Lock()
 		defer tracker.mu.Unlock()

@@ -187,7 +187,7 @@ func TestLooksDoNotPileUp(t *testing.T) {
 	if n := counts(t, ctx, pool, name); n != 1 {
 		t.Errorf("%d rows", n)
 	}
-	tracker := pool.replicas.list[0].tracker
+	tracker := pool.replicas.list()[0].tracker
 	if !tracker.lagging() {
 		t.Fatal("nobody has missed anything")
 	}

@@ -65,9 +65,14 @@ func replicaConnOf(conn *pgx.Conn) *replicaConn {
 	return c
 }
 
-// replica is one region's replica.
+// replica is one server that reads go to.
 type replica struct {
 	region  string
+	host    *replicaHost
+	address atomic.Pointer[string] // that the host's name has led to; nil until the name is looked up
+	absent  int                    // how many lookups in a row have not named it; the discovery's mu guards it
+	left    atomic.Bool            // it is no longer in the set, and its pool is closed or about to be
+
 	pool    *pgxpool.Pool
 	db      driver.Connector // to the pool, for database/sql
 	tracker *tracker
@@ -84,9 +89,10 @@ type replica struct {
 
 	seen atomic.Pointer[report] // of the server that the latest connection led to, even if it was refused
 
-	health   health
-	connects connects
-	guard    *guard
+	health    health
+	connects  connects
+	guard     *guard
+	discovery *discovery
 }
 
 // hookError is an error of the app's PrepareConn, which tells nothing about the replica.
@@ -109,7 +115,7 @@ func hookFailed(err error) error {
 // up reports whether the replica counts as reachable. If not, and if it is time to try, it is probed in the background: no
 // read waits for that.
 func (r *replica) up() bool {
-	if r.health.retryAt.Load() == 0 {
+	if r.health.good() {
 		return true
 	}
 	if r.health.claimProbe() {
@@ -135,6 +141,15 @@ func (r *replica) probe(ctx context.Context) {
 func (r *replica) fail(err error) {
 	r.connects.failed(err)
 	r.health.fail()
+	r.discovery.hurry()
+}
+
+// endpoint returns what is dialed, "" as long as the host's name was not looked up.
+func (r *replica) endpoint() string {
+	if address := r.address.Load(); address != nil {
+		return r.host.endpoint(*address)
+	}
+	return ""
 }
 
 // pooledConn is a connection of a replica's pool, as pgxpool or as database/sql wraps it.
@@ -158,6 +173,7 @@ var plainConns = connSource[*pgxpool.Conn]{
 // whether it does not answer or all of its connections are in use. An error of the app's PrepareConn is a hookError.
 func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[C]) (conn C, err error) {
 	now := time.Now()
+	r.discovery.tick(now)
 	limited := ctx
 	idle := r.used.Add(1) <= r.open.Load()-r.held.Load()
 	if prompt := idle && now.UnixNano()-r.answered.Load() < int64(time.Second); !prompt {
@@ -358,10 +374,16 @@ func (r *replica) wrongServer() string {
 	switch {
 	case seen.recovering:
 		return ""
-	case primary != nil && seen.server == primary.server:
+	case r.isPrimary():
 		return "it is the primary itself, which is not in recovery"
 	}
 	return "it is not in recovery"
+}
+
+// isPrimary reports whether the latest connection has led to the primary.
+func (r *replica) isPrimary() bool {
+	seen, primary := r.seen.Load(), r.tracker.primary.Load()
+	return seen != nil && primary != nil && seen.server == primary.server
 }
 
 // close closes the replica's connections and ends what runs for it. The guard ends what waits for a silent replica, for
@@ -373,10 +395,28 @@ func (r *replica) close() {
 	r.guard.close()
 }
 
-// newReplica makes a replica's pool and tracker from its configuration. limit bounds how long a read waits for a
-// connection, and for a lock that replay holds.
-func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.Config, limit time.Duration) (_ *replica, err error) {
-	r := &replica{region: region, limit: limit}
+// newReplica makes the pool and the tracker of a host's replica at an address. If that is "", the discovery finds it when the
+// first connection is made. limit bounds how long a read waits for a connection, and for a lock that replay holds.
+func newReplica(p *primary, d *discovery, h *replicaHost, address string, limit time.Duration) (_ *replica, err error) {
+	r := &replica{region: h.region, host: h, discovery: d, limit: limit}
+	region, config := h.region, h.config.Copy()
+	if address != "" {
+		r.address.Store(&address)
+	}
+	if !h.literal {
+		// All but the lookup has the name: TLS checks it, and hooks, tracers and errors show it.
+		lookup := config.ConnConfig.LookupFunc
+		config.ConnConfig.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
+			if host != h.name {
+				return lookup(ctx, host) // a BeforeConnect leads elsewhere
+			}
+			address, err := d.addressOf(ctx, r)
+			if err != nil {
+				return nil, err
+			}
+			return []string{address}, nil
+		}
+	}
 
 	// A standby refuses writes by itself. The session refuses them even after the standby was promoted. So a statement that
 	// was lost with its connection has written nothing, and can run on the primary.
@@ -452,7 +492,7 @@ func newReplica(ctx context.Context, p *primary, region string, config *pgxpool.
 		}
 	}
 
-	if r.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+	if r.pool, err = pgxpool.NewWithConfig(d.ctx, config); err != nil {
 		r.tracker.close()
 		return nil, err
 	}

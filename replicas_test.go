@@ -131,7 +131,7 @@ func TestReplicaForgets(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = pool.WaitReplayed(waiting) })
 	eventually(t, "the watcher asks", func() bool {
-		o := pool.replicas.list[0].tracker.latest.Load()
+		o := pool.replicas.list()[0].tracker.latest.Load()
 		return o != nil
 	})
 	pool.Primary().Reset()

@@ -264,7 +264,7 @@ func TestLongReadIsLeftAlone(t *testing.T) {
 		t.Errorf("replica %v, %v", replica, err)
 	}
 	// The watcher's connection is dead, and the replica is not.
-	tracker := pool.replicas.list[0].tracker
+	tracker := pool.replicas.list()[0].tracker
 	long := make(chan error)
 	go func() {
 		err := pool.QueryRow(ctx, readOnlySQL+" from pg_sleep(6)").Scan(&replica)
@@ -276,7 +276,7 @@ func TestLongReadIsLeftAlone(t *testing.T) {
 	}
 
 	// While nobody reads, nobody looks.
-	eventually(t, "the guard rests", func() bool { return !pool.replicas.list[0].guard.armed.Load() })
+	eventually(t, "the guard rests", func() bool { return !pool.replicas.list()[0].guard.armed.Load() })
 	unused(t, pool)
 }
 

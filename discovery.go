@@ -1,0 +1,407 @@
+package flyregion
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/multitracer"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/tracelog"
+)
+
+// replicaHost is one host that replicas were configured by: a name, which has an address for each server, or an address.
+type replicaHost struct {
+	region string
+	name   string
+	port   uint16
+	config *pgxpool.Config // of connections to it, but for what a replica adds
+
+	literal        bool // an address or a socket, or a name that is left to pgx: it stands for one server and is never looked up
+	reserve        bool // it is read from only if none of the other hosts leads to a replica that can be reached
+	prefersStandby bool // a server that is no standby is read from only if there is no other: target_session_attrs=prefer-standby
+
+	looking chan struct{} // of capacity one: full while the name is looked up for the first time
+	lookups connects      // how the later lookups went
+
+	// The discovery's mu guards the following fields.
+	found   bool // the name has been looked up with success
+	failing bool // the latest lookup has failed
+}
+
+// hostsOf returns the hosts that config tries, each with the attempts that are made to connect to it.
+func hostsOf(region string, config *pgxpool.Config) []*replicaHost {
+	attempts := connectAttempts(&config.ConnConfig.Config)
+	var hosts []*replicaHost
+	for _, a := range attempts {
+		if slices.ContainsFunc(hosts, func(h *replicaHost) bool { return h.name == a.Host && h.port == a.Port }) {
+			continue
+		}
+		h := &replicaHost{
+			region: region, name: a.Host, port: a.Port, config: config.Copy(),
+			literal:        isLiteral(a.Host),
+			reserve:        strings.HasPrefix(a.Host, nearestOf),
+			prefersStandby: sessionAttrs(config.ConnConfig.ValidateConnect) == "prefer-standby" && len(attempts) > 1,
+			looking:        make(chan struct{}, 1),
+		}
+		if h.reserve {
+			h.config.MinConns, h.config.MinIdleConns = 0, 0
+		}
+		setConnectAttempts(&h.config.ConnConfig.Config, slices.DeleteFunc(slices.Clone(attempts), func(b *pgconn.FallbackConfig) bool {
+			return b.Host != a.Host || b.Port != a.Port
+		}))
+		hosts = append(hosts, h)
+	}
+	return hosts
+}
+
+// isLiteral reports whether a host is an address or the folder of a socket, and no name.
+func isLiteral(host string) bool {
+	_, err := netip.ParseAddr(host)
+	return err == nil || filepath.IsAbs(host) || strings.HasPrefix(host, "@")
+}
+
+// lookUp returns the addresses of the host's name as LookupFunc gives them, at least one and each once.
+func (h *replicaHost) lookUp(ctx context.Context) ([]string, error) {
+	answer, err := h.config.ConnConfig.LookupFunc(ctx, h.name)
+	if err != nil {
+		return nil, err
+	}
+	var addresses []string
+	for _, address := range answer {
+		if isUsable(address) && !slices.Contains(addresses, address) {
+			addresses = append(addresses, address)
+		}
+	}
+	if len(addresses) == 0 || len(addresses) > maxAddresses {
+		return nil, &net.DNSError{Err: fmt.Sprintf("%d usable addresses: want 1 to %d", len(addresses), maxAddresses), Name: h.name, IsNotFound: len(addresses) == 0}
+	}
+	return addresses, nil
+}
+
+// isUsable reports whether a server can have an address. As with pgx, a LookupFunc may add a port, and may return a name.
+func isUsable(address string) bool {
+	host := address
+	if before, port, err := net.SplitHostPort(address); err == nil {
+		if host = before; port == "0" {
+			return false
+		}
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return !ip.IsUnspecified() && !ip.IsMulticast() && ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	}
+	return filepath.IsAbs(host) || !slices.ContainsFunc(strings.Split(strings.TrimSuffix(host, "."), "."), func(label string) bool { return !isDNSLabel(label) })
+}
+
+// endpoint returns what is dialed for an address of the host.
+func (h *replicaHost) endpoint(address string) string {
+	if host, port, err := net.SplitHostPort(address); err == nil {
+		return net.JoinHostPort(host, port)
+	}
+	_, endpoint := pgconn.NetworkAddress(address, h.port)
+	return endpoint
+}
+
+const (
+	// lookupTimeout bounds a lookup that no read waits for.
+	lookupTimeout = 5 * time.Second
+	// minRediscoverPause is the time between two rounds of lookups at least, however many connections fail.
+	minRediscoverPause = 500 * time.Millisecond
+	// maxAddresses is how many replicas a name may lead to. More are taken for an error of the name server.
+	maxAddresses = 100
+	// maxAbsent is how many lookups in a row must not have named a replica that can be reached before it is let go. Some
+	// name servers answer with only some of the addresses each time.
+	maxAbsent = 3
+	// never is a time that does not come.
+	never = math.MaxInt64
+)
+
+// discovery finds the replicas behind the hosts, and keeps the set of them up to date. A name is looked up for the first time
+// when somebody connects to its replica. Later all names that have led to replicas are looked up again in the background,
+// when a read finds that the interval has passed, and when a replica could not be reached. So nothing is looked up while the
+// pool is not used. A lookup that fails changes nothing.
+type discovery struct {
+	set      *replicas
+	open     func(h *replicaHost, address string) (*replica, error) // makes a replica; the address of a name's first one is ""
+	interval time.Duration
+	log      func(ctx context.Context, message string, err error)
+
+	due     atomic.Int64 // when the names are to be looked up again, in nanoseconds since 1970; never before the first lookup
+	began   atomic.Int64 // when the latest round of lookups began
+	running atomic.Bool  // a round is under way
+
+	ctx  context.Context // ends when the discovery stops
+	stop context.CancelFunc
+
+	// mu guards the following fields, and is held to change the set and to add to done.
+	mu     sync.Mutex
+	hosts  []*replicaHost
+	closed bool
+
+	done sync.WaitGroup // rounds of lookups, and replicas that are being closed
+}
+
+// newReplicas returns an empty set and its discovery. It does no I/O.
+func newReplicas(p *primary, c *Config) *replicas {
+	d := &discovery{interval: c.DiscoveryInterval, log: loggerOf(c.ConnConfig.Tracer)}
+	d.set = &replicas{discovery: d, balance: c.Balance}
+	d.open = func(h *replicaHost, address string) (*replica, error) {
+		return newReplica(p, d, h, address, c.MaxReplicaWait)
+	}
+	d.due.Store(never)
+	d.ctx, d.stop = context.WithCancel(context.Background())
+	return d.set
+}
+
+// loggerOf returns a function that writes to the app's log, if the app has pgx write to one.
+func loggerOf(tracer pgx.QueryTracer) func(context.Context, string, error) {
+	tracers := []pgx.QueryTracer{tracer}
+	if several, ok := tracer.(*multitracer.Tracer); ok {
+		tracers = several.QueryTracers
+	}
+	return func(ctx context.Context, message string, err error) {
+		for _, tracer := range tracers {
+			if t, ok := tracer.(*tracelog.TraceLog); ok && t.LogLevel >= tracelog.LogLevelWarn {
+				t.Logger.Log(ctx, tracelog.LogLevelWarn, message, map[string]any{"err": err})
+			}
+		}
+	}
+}
+
+// add adds a host, with a replica that has no address yet if the host has to be looked up.
+func (d *discovery) add(h *replicaHost) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	address := ""
+	if h.literal {
+		address = h.name
+	}
+	r, err := d.open(h, address)
+	if err != nil {
+		return err
+	}
+	d.hosts = append(d.hosts, h)
+	d.set.store(append(slices.Clone(d.set.list()), r))
+	return nil
+}
+
+// addressOf returns the address of a replica. If it has none yet, its host is looked up, once for all who ask.
+func (d *discovery) addressOf(ctx context.Context, r *replica) (string, error) {
+	if address := r.address.Load(); address != nil {
+		return *address, nil
+	}
+	select {
+	case r.host.looking <- struct{}{}:
+		defer func() { <-r.host.looking }()
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	if address := r.address.Load(); address != nil {
+		return *address, nil
+	}
+	addresses, err := r.host.lookUp(ctx)
+	if err != nil {
+		return "", err
+	}
+	d.update(r.host, addresses)
+	if address := r.address.Load(); address != nil {
+		return *address, nil
+	}
+	return "", &net.DNSError{Err: "leads to no other server than those that are known", Name: r.host.name, IsNotFound: true}
+}
+
+// tick looks the names up in the background if that is due. A read calls it with the time that it has read.
+func (d *discovery) tick(now time.Time) {
+	if due := d.due.Load(); now.UnixNano() >= due {
+		d.claim(now, due)
+	}
+}
+
+// hurry looks the names up in the background because a replica could not be reached.
+func (d *discovery) hurry() {
+	now := time.Now()
+	if due := d.due.Load(); due != never && now.UnixNano()-d.began.Load() >= int64(min(minRediscoverPause, d.interval)) {
+		d.claim(now, due)
+	}
+}
+
+// claim begins a round of lookups. Of concurrent callers one does.
+func (d *discovery) claim(now time.Time, due int64) {
+	if !d.due.CompareAndSwap(due, now.Add(d.interval).UnixNano()) || !d.running.CompareAndSwap(false, true) {
+		return
+	}
+	d.began.Store(now.UnixNano())
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.closed {
+		d.done.Go(d.lookUpAgain)
+	}
+}
+
+// lookUpAgain looks up all names that have led to replicas.
+func (d *discovery) lookUpAgain() {
+	defer d.running.Store(false)
+	ctx, cancel := context.WithTimeout(d.ctx, lookupTimeout)
+	defer cancel()
+
+	d.mu.Lock()
+	var found []*replicaHost
+	for _, h := range d.hosts {
+		if h.found {
+			found = append(found, h)
+		}
+	}
+	d.mu.Unlock()
+
+	var round sync.WaitGroup
+	for _, h := range found {
+		round.Go(func() {
+			addresses, err := h.lookUp(ctx)
+			if err == nil {
+				d.update(h, addresses)
+			} else if d.ctx.Err() == nil {
+				d.failed(h, err)
+			}
+		})
+	}
+	round.Wait()
+}
+
+// failed notes a lookup that has changed nothing. Of several in a row the log has the first.
+func (d *discovery) failed(h *replicaHost, err error) {
+	h.lookups.failed(err)
+	d.mu.Lock()
+	first := !h.failing
+	h.failing = true
+	d.mu.Unlock()
+	if first {
+		d.log(d.ctx, fmt.Sprintf("flyregion: %s cannot be looked up: the replicas that it has led to stay", h.name), err)
+	}
+}
+
+// update makes the replicas of a host those at addresses.
+func (d *discovery) update(h *replicaHost, addresses []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	if d.closed {
+		return
+	}
+	d.due.CompareAndSwap(never, time.Now().Add(d.interval).UnixNano())
+	if h.failing {
+		h.failing = false
+		h.lookups.reached()
+	}
+	later := h.found
+	h.found = true
+
+	list := slices.Clone(d.set.list())
+	for _, address := range addresses {
+		endpoint := h.endpoint(address)
+		at := slices.IndexFunc(list, func(r *replica) bool {
+			return r.endpoint() == endpoint && (h.reserve || !r.host.reserve && r.region == h.region)
+		})
+		if at >= 0 {
+			continue
+		}
+		if at = slices.IndexFunc(list, func(r *replica) bool { return r.host == h && r.address.Load() == nil }); at >= 0 {
+			list[at].address.Store(&address)
+			continue
+		}
+		r, err := d.open(h, address)
+		if err != nil { // the first replica of this host was made from the same config
+			d.log(d.ctx, "flyregion: "+h.name+" leads to another replica, which cannot be used", err)
+			continue
+		}
+		if later {
+			// No read should be the first to try it, in case that nobody is there.
+			r.health.doubt()
+			r.tracker.background(r.probe)
+		}
+		list = slices.Insert(list, lastOf(list, h)+1, r)
+	}
+
+	list, leaving := d.sort(list, h, addresses)
+	d.set.store(list)
+	for _, r := range leaving {
+		d.done.Go(r.close)
+	}
+}
+
+// sort returns the replicas that stay and those that are let go. Those stay that other hosts have led to, those at addresses,
+// and one that can be reached until a few answers in a row have not named it. And all stay while nobody at addresses can be
+// reached, as the answer is then worth little.
+func (d *discovery) sort(list []*replica, h *replicaHost, addresses []string) (stay, leaving []*replica) {
+	named := func(r *replica) bool {
+		return slices.ContainsFunc(addresses, func(address string) bool { return h.endpoint(address) == r.endpoint() })
+	}
+	anybody := slices.ContainsFunc(list, func(r *replica) bool { return named(r) && r.health.good() })
+	for _, r := range list {
+		switch {
+		case r.host != h || r.address.Load() == nil:
+		case named(r):
+			r.absent = 0
+		case anybody:
+			if r.absent++; r.absent >= maxAbsent || !r.health.good() {
+				r.left.Store(true)
+				leaving = append(leaving, r)
+				continue
+			}
+		}
+		stay = append(stay, r)
+	}
+	return stay, leaving
+}
+
+// lastOf returns the index of a host's last replica in list.
+func lastOf(list []*replica, h *replicaHost) int {
+	for i, r := range slices.Backward(list) {
+		if r.host == h {
+			return i
+		}
+	}
+	return len(list) - 1
+}
+
+// close closes all replicas. It returns when their connections were released and closed, and no goroutine of them or of the
+// discovery runs any more.
+func (rs *replicas) close() {
+	d := rs.discovery
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.stop()
+
+	var closing sync.WaitGroup
+	for _, r := range rs.list() {
+		closing.Go(r.close)
+	}
+	closing.Wait()
+	d.done.Wait()
+}
+
+// appendFailures appends the latest failures to reach replicas, and to look up the hosts of those that stay nevertheless.
+func (rs *replicas) appendFailures(failures []ConnectFailure) []ConnectFailure {
+	for _, r := range rs.inUse() {
+		failures = r.connects.appendTo(failures, targetReplica, r.region)
+	}
+	rs.discovery.mu.Lock()
+	hosts := slices.Clone(rs.discovery.hosts)
+	rs.discovery.mu.Unlock()
+	for _, h := range hosts {
+		failures = h.lookups.appendTo(failures, targetReplica, h.region)
+	}
+	return failures
+}

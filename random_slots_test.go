@@ -318,7 +318,13 @@ func (m *randomMachine) ended() {
 	if m.program.together || m.program.cuts != "" {
 		return // where there are connections of others, or none
 	}
-	m.await("a session does not end", "select count(*) <= $1 from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()", m.sessions())
+	m.awaitThat("a session does not end", func() bool {
+		open, n := m.sessions(), 0
+		if err := m.lab.leader.ask("select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()", nil, &n); err != nil {
+			m.lab.t.Error(err)
+		}
+		return n <= open
+	})
 }
 
 // sessions returns how many connections to the primary are open.
@@ -326,6 +332,7 @@ func (m *randomMachine) sessions() int {
 	n := int(m.primary.Stat().TotalConns())
 	if m.program.simulate && m.ours != nil {
 		n += int(m.ours.Replica().Stat().TotalConns())
+		n += int(m.ours.replicas.list[0].tracker.conns.Stat().TotalResources()) // AwaitWrites watches
 	}
 	for _, c := range m.raws {
 		if c != nil && !c.IsClosed() {

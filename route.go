@@ -60,6 +60,13 @@ func (r *route) toPrimary(why reason) {
 	r.to, r.why = targetPrimary, why
 }
 
+// onPrimary returns a copy of the route that leads to the primary.
+func (r *route) onPrimary(why reason) *route {
+	moved := *r
+	moved.toPrimary(why)
+	return &moved
+}
+
 // fallBack sends the route to the primary because of an error.
 func (r *route) fallBack(why reason, cause error) {
 	r.toPrimary(why)

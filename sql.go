@@ -354,9 +354,7 @@ func (tx *sqlTx) move(why reason) error {
 	_ = tx.Tx.Rollback()
 	tx.release()
 	tx.on = nil
-	rt := tx.route
-	rt.toPrimary(why)
-	return tx.begin(&rt)
+	return tx.begin(tx.route.onPrimary(why))
 }
 
 // Commit commits the transaction and releases its connection.

@@ -73,8 +73,8 @@ func (r *route) fallBack(why reason, cause error) {
 	r.cause = cause
 }
 
-// comesInCrowds reports whether the route is that of a read which leads to the primary because of what holds for all reads.
-func (r *route) comesInCrowds() bool {
+// affectsAllReads reports whether the route leads to the primary for a reason that sends many other reads there at the same time.
+func (r *route) affectsAllReads() bool {
 	return r.why == becauseLag || r.why == becauseSooner || r.why == becauseUnreachable
 }
 

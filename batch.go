@@ -150,9 +150,7 @@ func (b *replicaBatch) move(err error) (moved bool) {
 	if !b.closing {
 		b.release()
 	}
-	rt := b.route
-	rt.toPrimary(why)
-	b.BatchResults = b.reads.primary.sendBatch(b.ctx, &rt, b.from(b.next-1))
+	b.BatchResults = b.reads.primary.sendBatch(b.ctx, b.route.onPrimary(why), b.from(b.next-1))
 	return true
 }
 

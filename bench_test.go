@@ -229,25 +229,37 @@ func BenchmarkForward(b *testing.B) {
 // BenchmarkMixed is an app of which one statement in twenty writes, beside a pgxpool on the primary.
 func BenchmarkMixed(b *testing.B) {
 	cluster := sharedCluster(b)
-	name := table(b, cluster, "id int primary key, v int")
-	ctx := b.Context()
-	if err := cluster.Leader().Exec(ctx, "insert into "+name+" select generate_series(0, 999), 0"); err != nil {
-		b.Fatal(err)
-	}
-	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
-		b.Fatal(err)
-	}
+	mixed := mixedLoad(b, cluster)
 	const conns = 16
 	raw := pgxpoolIn(b, cluster, "ord", "nrt", func(c *pgxpool.Config) { c.MaxConns = conns })
 	pool := poolIn(b, cluster, "ord", unlogged, func(c *Config) { c.MaxConns = conns })
 
-	mixed := func(db runner, goroutines int) func(int) error {
+	for _, goroutines := range []int{8, 64, 256} {
+		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
+			contexts := slices.Repeat([]context.Context{b.Context()}, goroutines)
+			alternate(b, 400, [2]string{"pgxpool", "flyregion"}, [2]func(int) error{mixed(raw, contexts), mixed(pool, contexts)})
+		})
+	}
+}
+
+// mixedLoad makes a table and returns a load on it. The load runs n statements, from one goroutine for each context. One in
+// twenty statements writes.
+func mixedLoad(b *testing.B, cluster *pgcluster.Cluster) func(db runner, contexts []context.Context) func(n int) error {
+	b.Helper()
+	name := table(b, cluster, "id int primary key, v int")
+	if err := cluster.Leader().Exec(b.Context(), "insert into "+name+" select generate_series(0, 999), 0"); err != nil {
+		b.Fatal(err)
+	}
+	if err := cluster.Server("ord").WaitReplayed(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	return func(db runner, contexts []context.Context) func(int) error {
 		return func(n int) error {
-			var wg sync.WaitGroup
+			var all sync.WaitGroup
 			var turn atomic.Int64
-			errs := make(chan error, goroutines)
-			for range goroutines {
-				wg.Go(func() {
+			errs := make(chan error, len(contexts))
+			for _, ctx := range contexts {
+				all.Go(func() {
 					for i := turn.Add(1); i <= int64(n); i = turn.Add(1) {
 						if err := mixedStatement(ctx, db, name, int(i)); err != nil {
 							errs <- err
@@ -256,24 +268,14 @@ func BenchmarkMixed(b *testing.B) {
 					}
 				})
 			}
-			wg.Wait()
-			select {
-			case err := <-errs:
-				return err
-			default:
-				return nil
-			}
+			all.Wait()
+			close(errs)
+			return <-errs
 		}
-	}
-	for _, goroutines := range []int{8, 64, 256} {
-		b.Run(fmt.Sprint(goroutines), func(b *testing.B) {
-			alternate(b, 400, [2]string{"pgxpool", "flyregion"},
-				[2]func(int) error{mixed(raw, goroutines), mixed(pool, goroutines)})
-		})
 	}
 }
 
-// mixedStatement writes for one in twenty i.
+// mixedStatement runs statement i of a mixed load.
 func mixedStatement(ctx context.Context, db runner, table string, i int) error {
 	if i%20 == 0 {
 		_, err := db.Exec(ctx, "update "+table+" set v = v + 1 where id = $1", i%1000)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -255,36 +254,10 @@ func BenchmarkReadWhileBusy(b *testing.B) {
 func BenchmarkMixedWait(b *testing.B) {
 	const goroutines = 8
 	cluster := sharedCluster(b)
-	name := table(b, cluster, "id int primary key, v int")
 	ctx := b.Context()
-	if err := cluster.Leader().Exec(ctx, "insert into "+name+" select generate_series(0, 999), 0"); err != nil {
-		b.Fatal(err)
-	}
-	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
-		b.Fatal(err)
-	}
+	mixed := mixedLoad(b, cluster)
 	b.Cleanup(func() { cluster.SetLatency("ord", "nrt", 0) })
 
-	mixed := func(db runner, contexts []context.Context) func(int) error {
-		return func(n int) error {
-			var all sync.WaitGroup
-			var turn atomic.Int64
-			errs := make(chan error, len(contexts))
-			for _, ctx := range contexts {
-				all.Go(func() {
-					for i := turn.Add(1); i <= int64(n); i = turn.Add(1) {
-						if err := mixedStatement(ctx, db, name, int(i)); err != nil {
-							errs <- err
-							return
-						}
-					}
-				})
-			}
-			all.Wait()
-			close(errs)
-			return <-errs
-		}
-	}
 	direct := func(to *pgxpool.Config) {
 		leader, err := pgxpool.ParseConfig(cluster.Leader().ConnString())
 		if err != nil {

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -85,6 +87,20 @@ type noTest struct{ testing.TB }
 
 func (noTest) Helper()           {}
 func (noTest) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
+
+// Where there is no PostgreSQL the tests say so once, before the first one runs.
+func TestWithoutPostgres(t *testing.T) {
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), "FLYREGION_POSTGRES="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("%v, want exit code 1", err)
+	}
+	if text := string(out); strings.Count(text, "pgcluster: ") != 1 || !strings.Contains(text, "FLYREGION_POSTGRES=") ||
+		strings.Count(text, "\n") != 1 {
+		t.Errorf("the tests say\n%s", text)
+	}
+}
 
 // sharedCluster returns a primary in nrt and replicas in ord and syd. A test that uses it must restore what it breaks.
 func sharedCluster(t testing.TB) *pgcluster.Cluster {

@@ -16,102 +16,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Config is the configuration of a [Pool]. It must be made by [ParseConfig] and can then be modified.
-type Config struct {
-	// Config is the template of every server's pool: its limits, hooks, tracer, TLS, DialFunc and LookupFunc hold for
-	// the primary and for each replica, and each of them has MaxConns connections of its own.
-	*pgxpool.Config
-
-	// Region is where this process runs, such as "ord". The default is fly_region in the connection string, then the
-	// environment variable FLY_REGION, then MY_REGION, which is for processes outside of Fly. When it is empty, or the same
-	// as PrimaryRegion, the pool is one plain pgxpool.
-	Region string
-
-	// PrimaryRegion is where the writable server is. The default is fly_primary_region in the connection string, then
-	// the environment's PRIMARY_REGION. When it is empty the pool is one plain pgxpool.
-	//
-	// Where no replica is known, a pool is one plain pgxpool if both regions come from the environment. If one of them was
-	// set by the connection string or the app, NewPoolWithConfig returns an error, and also if Region was set so and there is
-	// no PrimaryRegion. A field that is set to the environment's value counts as the environment's.
-	PrimaryRegion string
-
-	// ReplicaRegions are the regions to read from, in order of preference. The default is fly_replica_regions in the
-	// connection string, separated by commas, then the Region alone. NewPoolWithConfig returns an error if one of them has
-	// neither a Fly name nor a connection string in ReplicaConnStrings, or if there is no Region. A process in the primary's
-	// region ignores them, so that all processes of an app can have the same.
-	ReplicaRegions []string
-
-	// ReplicaConnStrings are connection strings of replicas by region, for clusters that are not on Fly. Of each only
-	// the servers, the user, the password, the database, TLS and run-time parameters are used, and target_session_attrs if
-	// it is standby or prefer-standby. A region without one is reached under its Fly name.
-	//
-	// NewPoolWithConfig returns an error if there are ReplicaRegions and one of the regions is not among them. If there are
-	// none, the Region must be one of the regions. The others are for processes of the app elsewhere.
-	ReplicaConnStrings map[string]string
-
-	// AppName is the application_name that the servers see, where there are replicas, if the connection string and the
-	// environment set none. The default is the environment's FLY_APP_NAME.
-	AppName string
-
-	// Balance says which of several replicas a read goes to. The default is fly_balance in the connection string, then
-	// BalanceLocal.
-	Balance Balance
-
-	// MinReplicaWait and MaxReplicaWait bound the time that a read waits for the replica to replay what its session
-	// wrote, before it goes to the primary. Between them this time is the measured round trip to the primary: a longer
-	// wait is slower than the primary. Under [WithReplica] it is MaxReplicaWait. MaxReplicaWait is also the longest that a
-	// read waits for a connection to a replica. It must be more than 0. The defaults are fly_min_replica_wait and
-	// fly_max_replica_wait in the connection string, then 10 ms and 1 s.
-	//
-	// A MinReplicaWait of 0 is for a primary that is so near that it answers before a replica has replayed a write, and for
-	// reads that should be fast rather than spare the primary. A read then does not wait at all if the wait is expected to
-	// be longer than the primary's answer, and runs on the primary. What is expected is measured all the time: waits for
-	// the replica, and answers of the primary. For 50 ms after a session's last write its reads may then all run on the
-	// primary. The reason in spans and metrics is primary_sooner. Nothing of this changes what a read sees.
-	MinReplicaWait time.Duration
-	MaxReplicaWait time.Duration
-
-	// DiscoveryInterval is how often the names of replicas are looked up again while the pool is in use, so that servers that
-	// join are read from and servers that leave are let go. They are also looked up when a replica could not be reached. A
-	// lookup that fails changes nothing. A LookupFunc of the embedded config is used if the app has set one. It must be more
-	// than 0. The default is fly_discovery_interval in the connection string, then 5 s.
-	DiscoveryInterval time.Duration
-
-	// AwaitWrites makes each write return only when the first replica has replayed it, so that other processes that read
-	// there see it too, or after MaxReplicaWait. Without it only reads wait. The default is fly_await_writes in the
-	// connection string, then false.
-	AwaitWrites bool
-
-	// SimulateReplica makes a pool on a single server send its reads through a second pool to the same server, whose
-	// sessions are read-only, so that an app gets a replica's refusals during development. It cannot be combined with
-	// regions that have replicas. The default is fly_simulate_replica in the connection string, then false.
-	SimulateReplica bool
-
-	// Functions says what calls of the app's own functions are: Write if they have to run on the primary, Read if not. The
-	// names are in lower case and without a schema. It overrides what the package itself and the database's catalog know
-	// of a name. A function that is not in it is a Write if the catalog has a VOLATILE function of its name, and else a
-	// Read. VOLATILE is PostgreSQL's default: declare functions that only read STABLE, as PostgreSQL's manual asks, and
-	// reads that call them run on the replica. The catalog is asked every minute, and when this pool has changed the
-	// schema. The default is none.
-	Functions map[string]Access
-
-	// Telemetry says where spans and metrics go.
-	Telemetry Telemetry
-
-	// environment has the regions that ParseConfig has found in the environment, if the connection string says nothing of
-	// them. Any other value of Region and PrimaryRegion was set on purpose.
-	environment struct{ region, primaryRegion variable }
-
-	createdByParseConfig bool
-}
-
-const (
-	defaultMinReplicaWait = 10 * time.Millisecond
-	defaultMaxReplicaWait = time.Second
-
-	defaultDiscoveryInterval = 5 * time.Second
-)
-
 // settingPrefix begins the names of this package's settings in a connection string.
 const settingPrefix = "fly_"
 
@@ -220,17 +124,6 @@ func settingNames() string {
 	}
 	slices.Sort(names)
 	return strings.Join(names, ", ")
-}
-
-// Copy returns a deep copy of the config that is safe to use and modify. As with [pgxpool.Config.Copy], the TLS
-// configurations are shared in what crypto/tls says must not be modified.
-func (c *Config) Copy() *Config {
-	copied := *c
-	copied.Config = c.Config.Copy()
-	copied.ReplicaRegions = slices.Clone(c.ReplicaRegions)
-	copied.ReplicaConnStrings = maps.Clone(c.ReplicaConnStrings)
-	copied.Functions = maps.Clone(c.Functions)
-	return &copied
 }
 
 // normalize brings region codes into one form and refuses what contradicts itself.

@@ -80,7 +80,7 @@ type forwarding struct {
 func (p *primary) forward(ctx context.Context, operation string, rt *route) (context.Context, forwarding) {
 	ctx, span := p.telemetry.forward(ctx, operation, rt)
 	f := forwarding{span: span}
-	if !rt.comesInCrowds() {
+	if !rt.affectsAllReads() {
 		return ctx, f
 	}
 

@@ -318,7 +318,7 @@ func (g *randomGenerator) busy() *randomOp {
 		if q == nil || p.kind == onTx && m.txs[p.slot].reads {
 			return // a replica's refusal is there before Query returns, and leaves nothing busy
 		}
-		rows, err := q.Query(m.ctx, "insert into log (what) values ($1) returning k", fmt.Sprint("busy", n))
+		rows, err := q.Query(m.ctx, "insert into log (what) values ($1) returning k", m.sent(p, []any{fmt.Sprint("busy", n)})...)
 		m.note("query", err)
 		switch refused {
 		case "begin", "savepoint":
@@ -326,7 +326,7 @@ func (g *randomGenerator) busy() *randomOp {
 		case "exec":
 			_, err = q.Exec(m.ctx, "insert into log (what) values ('refused')")
 		case "query":
-			_, err = q.Query(m.ctx, "select 1")
+			_, err = q.Query(m.ctx, "select 1", m.sent(p, nil)...)
 		case "batch":
 			b := &pgx.Batch{}
 			b.Queue("select 1")

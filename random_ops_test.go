@@ -5,7 +5,6 @@ import (
 	stdsql "database/sql"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -47,7 +46,7 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 				return
 			}
 			ctx, done := m.context(under)
-			tag, err := q.Exec(ctx, text.sql, slices.Clone(sent)...)
+			tag, err := q.Exec(ctx, text.sql, m.sent(p, sent)...)
 			done()
 			m.note("exec", tag, err)
 		}}
@@ -64,7 +63,7 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 			}
 			ctx, done := m.context(under)
 			defer done()
-			m.scanRow(q.QueryRow(ctx, text.sql, slices.Clone(sent)...), text.columns, scan)
+			m.scanRow(q.QueryRow(ctx, text.sql, m.sent(p, sent)...), text.columns, scan)
 		}}
 	default:
 		ways := []string{"values", "values", "first", "two", "close", "fails", "panics", "mismatch", "collect"}
@@ -90,7 +89,7 @@ func (g *randomGenerator) statementAt(p randomPlace) *randomOp {
 			}
 			ctx, done := m.context(under)
 			aborted := m.aborted(p)
-			own := slices.Clone(sent)
+			own := m.sent(p, sent)
 			if len(own) > 0 && change {
 				// What a pointer leads to belongs to the caller as well.
 				if id, ok := own[len(own)-1].(int); ok {
@@ -225,7 +224,7 @@ func (g *randomGenerator) canceledDuring() *randomOp {
 			_, err = q.Exec(ctx, sql)
 		} else {
 			var rows pgx.Rows
-			if rows, err = q.Query(ctx, sql); err == nil {
+			if rows, err = q.Query(ctx, sql, m.sent(p, nil)...); err == nil {
 				for rows.Next() {
 				}
 				err = rows.Err()

@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"database/sql"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -60,6 +61,30 @@ func (m *randomMachine) aborted(p randomPlace) bool {
 	}
 	conn := m.connAt(p)
 	return conn != nil && !conn.IsClosed() && conn.PgConn().TxStatus() == 'E'
+}
+
+// sent returns what is sent with a statement at a place: a copy of its arguments, with the execution mode that may be before
+// them. What a busy or closed connection refuses is described first, as that is refused at once. A statement that it has prepared
+// is refused when its rows are read, and overwrites the rows that keep the connection busy (see pgconn's execExtendedPrefix).
+// The two pools have not prepared the same statements on it.
+func (m *randomMachine) sent(p randomPlace, args []any) []any {
+	if p.kind == onTx && m.txs[p.slot].reads {
+		return slices.Clone(args) // its connection must not be looked at before its first statement
+	}
+	conn := m.connAt(p)
+	if conn == nil || !conn.IsClosed() && !conn.PgConn().IsBusy() {
+		return slices.Clone(args)
+	}
+	mode := m.program.mode
+	if len(args) > 0 {
+		if own, ok := args[0].(pgx.QueryExecMode); ok {
+			mode, args = own, args[1:]
+		}
+	}
+	if mode == pgx.QueryExecModeCacheStatement || mode == pgx.QueryExecModeCacheDescribe {
+		mode = pgx.QueryExecModeDescribeExec
+	}
+	return append([]any{mode}, args...)
 }
 
 // alone says whether nobody but p holds locks, or could be waited for.
@@ -293,7 +318,13 @@ func (m *randomMachine) ended() {
 	if m.program.together || m.program.cuts != "" {
 		return // where there are connections of others, or none
 	}
-	m.await("a session does not end", "select count(*) <= $1 from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()", m.sessions())
+	m.awaitThat("a session does not end", func() bool {
+		open, n := m.sessions(), 0
+		if err := m.lab.leader.ask("select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()", nil, &n); err != nil {
+			m.lab.t.Error(err)
+		}
+		return n <= open
+	})
 }
 
 // sessions returns how many connections to the primary are open.
@@ -301,6 +332,7 @@ func (m *randomMachine) sessions() int {
 	n := int(m.primary.Stat().TotalConns())
 	if m.program.simulate && m.ours != nil {
 		n += int(m.ours.Replica().Stat().TotalConns())
+		n += int(m.ours.replicas.list()[0].tracker.conns.Stat().TotalResources()) // AwaitWrites watches
 	}
 	for _, c := range m.raws {
 		if c != nil && !c.IsClosed() {

@@ -3,7 +3,6 @@ package flyregion
 import (
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -16,24 +15,6 @@ const (
 	nameOfPrimaryRegion  = "PrimaryRegion (fly_primary_region, PRIMARY_REGION)"
 	nameOfReplicaRegions = "ReplicaRegions (fly_replica_regions)"
 )
-
-// variable is a variable of the environment.
-type variable struct{ name, value string }
-
-// firstVariable returns the first variable of names that is not empty.
-func firstVariable(names ...string) (v variable) {
-	for _, name := range names {
-		if v = (variable{name, os.Getenv(name)}); v.value != "" {
-			break
-		}
-	}
-	return v
-}
-
-// gave reports whether region is the variable's. It is not if region is empty.
-func (v variable) gave(region string) bool {
-	return region != "" && strings.EqualFold(strings.TrimSpace(v.value), region)
-}
 
 // checkReplicaConnStrings refuses connection strings of replicas that no process would use.
 func (c *Config) checkReplicaConnStrings() error {

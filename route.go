@@ -60,14 +60,21 @@ func (r *route) toPrimary(why reason) {
 	r.to, r.why = targetPrimary, why
 }
 
+// onPrimary returns a copy of the route that leads to the primary.
+func (r *route) onPrimary(why reason) *route {
+	moved := *r
+	moved.toPrimary(why)
+	return &moved
+}
+
 // fallBack sends the route to the primary because of an error.
 func (r *route) fallBack(why reason, cause error) {
 	r.toPrimary(why)
 	r.cause = cause
 }
 
-// comesInCrowds reports whether the route is that of a read which leads to the primary because of what holds for all reads.
-func (r *route) comesInCrowds() bool {
+// affectsAllReads reports whether the route leads to the primary for a reason that sends many other reads there at the same time.
+func (r *route) affectsAllReads() bool {
 	return r.why == becauseLag || r.why == becauseSooner || r.why == becauseUnreachable
 }
 

@@ -198,7 +198,7 @@ func runRouted[T any](ctx context.Context, c *sqlConn, rt *route, operation, que
 	switch {
 	case rt.why == becauseRefused || rt.why == becauseWrite && c.router.statements.inspect(query).LeavesState:
 		c.pinned = true // it may have left state in the session
-	case rt.comesInCrowds() && c.session == nil && (operation == "query" || operation == "exec"):
+	case rt.affectsAllReads() && c.session == nil && (operation == "query" || operation == "exec"):
 		// When many reads fall back, each releases its connection at its end: a write may be waiting for one.
 		use.fallback = c
 	}
@@ -354,9 +354,7 @@ func (tx *sqlTx) move(why reason) error {
 	_ = tx.Tx.Rollback()
 	tx.release()
 	tx.on = nil
-	rt := tx.route
-	rt.toPrimary(why)
-	return tx.begin(&rt)
+	return tx.begin(tx.route.onPrimary(why))
 }
 
 // Commit commits the transaction and releases its connection.

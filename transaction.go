@@ -68,9 +68,7 @@ func (tx *replicaTx) move(ctx context.Context, why reason) error {
 	// What is lost with it is a transaction in which nothing has happened.
 	_ = tx.Tx.Rollback(ctx)
 	tx.release()
-	rt := tx.route
-	rt.toPrimary(why)
-	moved, err := tx.reads.primary.begin(ctx, &rt, tx.options)
+	moved, err := tx.reads.primary.begin(ctx, tx.route.onPrimary(why), tx.options)
 	if err != nil {
 		return err
 	}

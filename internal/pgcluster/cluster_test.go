@@ -336,10 +336,14 @@ func TestPromoteBack(t *testing.T) {
 	c := startCluster(t, Config{Replicas: []string{"ord"}})
 	must(t, c.Leader().Exec(ctx, "create table t (n int)"))
 	c.SetLatency("nrt", "ord", 300*time.Millisecond) // to change timelines takes a few of them
-	for i, region := range []string{"ord", "nrt"} {
-		must(t, c.Promote(ctx, region))
+	for i, promote := range []func() error{
+		func() error { return c.Promote(ctx, "ord") },
+		func() error { return c.Promote(ctx, "nrt") },
+		func() error { return c.PromoteBeside(ctx, "ord") },
+	} {
+		must(t, promote())
 		if n := count(t, c.Leader()); n != i {
-			t.Fatalf("%s has %d rows of %d", region, n, i)
+			t.Fatalf("%s has %d rows of %d", c.Leader().Region(), n, i)
 		}
 		must(t, c.Leader().Exec(ctx, "insert into t values (1)"))
 	}
@@ -378,7 +382,15 @@ func TestPromoteFails(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	c := startCluster(t, Config{Replicas: []string{"ord"}})
-	must(t, c.Server("ord").Stop(ctx))
+	ord := c.Server("ord")
+	must(t, os.WriteFile(filepath.Join(ord.data(), "pg_hba.conf"), []byte("host all all all reject\n"), 0o600))
+	must(t, ord.Exec(ctx, "select pg_reload_conf()"))
+	eventually(t, "nobody can connect", func() bool { return ord.Exec(ctx, "select") != nil })
+	eventually(t, "the error tells what the server has logged", func() bool {
+		err := c.PromoteBeside(ctx, "ord")
+		return err != nil && strings.Contains(err.Error(), "the server logged:\n") && strings.Count(err.Error(), "rejects connection") > 1
+	})
+	must(t, ord.Stop(ctx))
 	if err := c.Promote(ctx, "ord"); err == nil {
 		t.Error("promoted a server that is stopped")
 	}

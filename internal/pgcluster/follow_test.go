@@ -7,6 +7,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// startWithTable starts a cluster with an empty table t that its replicas have replayed.
+func startWithTable(t *testing.T, replicas ...string) *Cluster {
+	t.Helper()
+	c := startCluster(t, Config{Replicas: replicas})
+	must(t, c.Leader().Exec(testContext(t), "create table t (n int)"))
+	for _, region := range replicas {
+		must(t, c.Server(region).WaitReplayed(testContext(t)))
+	}
+	return c
+}
+
 // count asks a server itself how many rows the table t has, -1 if it cannot tell.
 func count(t *testing.T, s *Server) (n int) {
 	t.Helper()
@@ -29,7 +40,7 @@ func timeline(t *testing.T, s *Server) (tli int) {
 	return tli
 }
 
-// A replica of a replica gets what the leader wrote as long as its link, and the other replica's, let it.
+// A replica of a replica receives what the leader has written while both links are up.
 func TestFollowReplica(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
@@ -56,14 +67,12 @@ func TestFollowReplica(t *testing.T) {
 	}
 }
 
-// Two leaders write logs of their own, and the replica that nobody told follows the old one.
+// After PromoteBeside there are two leaders with logs of their own, and a replica follows the old one until it is told to change.
 func TestPromoteBeside(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	c := startCluster(t, Config{Replicas: []string{"ord", "syd"}})
+	c := startWithTable(t, "ord", "syd")
 	nrt, ord, syd := c.Server("nrt"), c.Server("ord"), c.Server("syd")
-	must(t, nrt.Exec(ctx, "create table t (n int)"))
-	must(t, ord.WaitReplayed(ctx))
 	conn := connect(t, c, "syd", "app.internal", 5432)
 	must(t, c.PromoteBeside(ctx, "ord"))
 	if c.Leader() != ord {
@@ -96,15 +105,12 @@ func TestPromoteBeside(t *testing.T) {
 	must(t, c.PromoteBeside(ctx, "ord")) // it is the leader
 }
 
-// A replica that wrote nothing of its own changes over to the new leader's timeline when it is told to.
+// Follow makes a replica without writes of its own follow the new leader on its timeline.
 func TestFollowNewTimeline(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	c := startCluster(t, Config{Replicas: []string{"ord", "syd"}})
+	c := startWithTable(t, "ord", "syd")
 	ord, syd := c.Server("ord"), c.Server("syd")
-	must(t, c.Leader().Exec(ctx, "create table t (n int)"))
-	must(t, ord.WaitReplayed(ctx))
-	must(t, syd.WaitReplayed(ctx))
 	must(t, c.PromoteBeside(ctx, "ord"))
 	must(t, syd.Follow(""))
 	must(t, ord.Exec(ctx, "insert into t values (1)"))
@@ -117,14 +123,12 @@ func TestFollowNewTimeline(t *testing.T) {
 	}
 }
 
-// A replica that is killed in the midst of its replay comes back in the midst of it, and goes on when it may.
+// A replica that is killed while DelayReplay holds a commit back starts without that commit, and replays it after the delay.
 func TestDelayReplay(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	c := startCluster(t, Config{Replicas: []string{"ord"}})
+	c := startWithTable(t, "ord")
 	ord := c.Server("ord")
-	must(t, c.Leader().Exec(ctx, "create table t (n int)"))
-	must(t, ord.WaitReplayed(ctx))
 	must(t, c.Leader().Exec(ctx, "checkpoint"))
 	must(t, ord.WaitReplayed(ctx))
 	must(t, ord.Exec(ctx, "checkpoint"))
@@ -143,19 +147,17 @@ func TestDelayReplay(t *testing.T) {
 	}
 }
 
-// A replica that was promoted by mistake goes its own way until it is restored.
+// A replica that has seceded takes writes of its own until it is restored.
 func TestSecede(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	c := startCluster(t, Config{Replicas: []string{"ord"}})
+	c := startWithTable(t, "ord")
 	nrt, ord := c.Server("nrt"), c.Server("ord")
-	must(t, nrt.Exec(ctx, "create table t (n int)"))
-	must(t, ord.WaitReplayed(ctx))
 	backup, err := ord.Backup(ctx)
 	must(t, err)
 	must(t, ord.Secede(ctx))
 	if err := nrt.Secede(ctx); err == nil || c.Leader() != nrt {
-		t.Error("the leader has seceded, or leads no more")
+		t.Error("the leader has seceded, or is the leader no more")
 	}
 	must(t, ord.Exec(ctx, "insert into t values (1), (2)"))
 	must(t, connect(t, c, "ord", "app.internal", 5432).Ping(ctx))

@@ -25,10 +25,8 @@ func (c *Cluster) Promote(ctx context.Context, region string) error {
 	}
 	wasRunning := old.Running()
 	if wasRunning {
-		if next.Running() && next.replication.passing() && next.source() == old {
-			if err := c.waitStreaming(ctx, region); err != nil {
-				return fmt.Errorf("pgcluster: promote %s: it does not stream from the leader: %w", region, err)
-			}
+		if err := next.waitForLeader(ctx); err != nil {
+			return err
 		}
 		if err := old.Stop(ctx); err != nil {
 			return err
@@ -59,11 +57,16 @@ func (c *Cluster) Promote(ctx context.Context, region string) error {
 // writable unless somebody makes it read-only. From then on each of them writes a log of its own. Replicas that stream from
 // the old leader go on to do so until Follow sends them elsewhere, and connections to it stay. It becomes a replica of the
 // new one when it is started the next time.
+//
+// The replica to promote is waited for as by Promote.
 func (c *Cluster) PromoteBeside(ctx context.Context, region string) error {
 	c.promoting.Lock()
 	defer c.promoting.Unlock()
 	next, old, err := c.candidate(region)
 	if err != nil || next == old {
+		return err
+	}
+	if err := next.waitForLeader(ctx); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -94,8 +97,25 @@ func (c *Cluster) candidate(region string) (next, old *Server, err error) {
 	return next, old, nil
 }
 
+// waitForLeader waits until the replica is connected to the leader and has what the leader has flushed by now. It does not
+// wait if one of the two does not run, or if nothing passes between them.
+//
+// PostgreSQL does not survive a promotion in the midst of a change to the leader's timeline. The standby has then received
+// only a part of the segment in which that timeline began, and its startup process panics: "invalid magic number".
+func (s *Server) waitForLeader(ctx context.Context) error {
+	leader := s.cluster.Leader()
+	if s.source() != leader || !leader.Running() || !s.Running() || !s.replication.passing() {
+		return nil
+	}
+	if err := s.cluster.waitStreaming(ctx, s.region); err != nil {
+		return fmt.Errorf("pgcluster: promote %s: it does not stream from the leader: %w", s.region, err)
+	}
+	return nil
+}
+
 // promote ends the server's recovery.
 func (s *Server) promote(ctx context.Context) error {
+	before, _ := s.Log()
 	// The session does not wait in pg_promote, where replay could cancel it.
 	err := s.Exec(ctx, "select pg_promote(false)")
 	if err == nil {
@@ -104,16 +124,20 @@ func (s *Server) promote(ctx context.Context) error {
 		})
 	}
 	if err != nil {
-		return fmt.Errorf("pgcluster: promote %s: %w", s.region, err)
+		return fmt.Errorf("pgcluster: promote %s: %w", s.region, s.withLog(err, before))
 	}
 	return nil
 }
 
 // Secede makes the replica a primary of its own without making it the leader, as somebody does who promotes the wrong
-// server. Nothing leads to it but what led to it as a replica. Restore makes it a replica again.
+// server. The replica is waited for as by Promote. Nothing leads to it but what led to it as a replica. Restore makes it a
+// replica again.
 func (s *Server) Secede(ctx context.Context) error {
 	if s.source() == nil {
 		return fmt.Errorf("pgcluster: the server in %s is the leader", s.region)
+	}
+	if err := s.waitForLeader(ctx); err != nil {
+		return err
 	}
 	return s.promote(ctx)
 }

@@ -191,13 +191,22 @@ func (s *Server) startOnce(ctx context.Context) (lost bool, err error) {
 		return false, nil
 	}
 	s.destroy()
+	lost = strings.Contains(s.loggedSince(before), "could not create any TCP/IP sockets")
+	return lost, s.withLog(err, before)
+}
+
+// loggedSince returns what the server has logged since its log was before.
+func (s *Server) loggedSince(before string) string {
 	after, _ := s.Log()
-	logged := strings.TrimSpace(strings.TrimPrefix(after, before))
-	lost = strings.Contains(logged, "could not create any TCP/IP sockets")
-	if logged != "" {
-		err = fmt.Errorf("%w\nthe server logged:\n%s", err, logged)
+	return strings.TrimSpace(strings.TrimPrefix(after, before))
+}
+
+// withLog adds to an error what the server has logged since its log was before.
+func (s *Server) withLog(err error, before string) error {
+	if logged := s.loggedSince(before); logged != "" {
+		return fmt.Errorf("%w\nthe server logged:\n%s", err, logged)
 	}
-	return lost, err
+	return err
 }
 
 // control runs pg_ctl, which starts the server and returns when that accepts connections.

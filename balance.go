@@ -2,157 +2,191 @@ package flyregion
 
 import (
 	"math/rand/v2"
-	"slices"
+	"sync"
 	"sync/atomic"
+	"time"
 )
 
-// Balance says which of several replicas a read goes to. Replicas that cannot be reached are passed over.
+// Balance says which of several replicas a read goes to. Replicas that cannot be reached are passed over, and of the others
+// those that are known to show what the read must see come first.
 type Balance string
 
 const (
 	// BalanceLocal reads from the replicas in the first of [Config.ReplicaRegions], or in this process's own region if it is
-	// among them. It is the default.
+	// among them, one after the other. Those of the next region are read from while none of these can be reached. It is the
+	// default.
 	BalanceLocal Balance = "local"
 	// BalanceRandom reads from any replica, each as likely as the others.
 	BalanceRandom Balance = "random"
 	// BalanceRoundRobin reads from one replica after the other.
 	BalanceRoundRobin Balance = "round_robin"
+	// BalanceWeighted reads from one replica after the other, evenly interleaved, and from each as often as its weight in
+	// [Config.ReplicaWeights] says.
+	BalanceWeighted Balance = "weighted"
+	// BalanceLeastBusy takes two replicas at random and reads from the one that is expected to answer first: the number of
+	// reads that use it, and one more, times its round trip.
+	BalanceLeastBusy Balance = "least_busy"
 )
 
-var balances = []Balance{BalanceLocal, BalanceRandom, BalanceRoundRobin}
+var balances = []Balance{BalanceLocal, BalanceRandom, BalanceRoundRobin, BalanceWeighted, BalanceLeastBusy}
 
-// replicas is the set of replicas that reads are spread over.
-type replicas struct {
-	current   atomic.Pointer[replicaSet]
-	discovery *discovery
-	balance   Balance
-	next      atomic.Uint32 // counts the choices of BalanceRoundRobin
+// Balancer is an app's own choice among replicas, for [Config.Balancer].
+type Balancer interface {
+	// Choose returns the index of the candidate that a read goes to. There are at least two candidates: those that can be
+	// reached and, if some are known to show what the read must see, only those. The order is that of [Pool.Replicas]. Choose is
+	// called for each read, by many goroutines at the same time, and the read waits for it. It must not keep candidates.
+	Choose(candidates []Candidate) int
 }
 
-// replicaSet has the replicas at one time. It is immutable.
-type replicaSet struct {
-	list []*replica // the preferred ones first; never empty once the Pool is open
-	// groups has the same replicas. Those of a group are as good as each other, and are read from only if none of the groups
-	// before can be reached.
-	groups [][]*replica
+// Candidate is a replica that a read can go to.
+type Candidate struct {
+	Region  string
+	Address string // host and port of the server, or the path of its socket
+	// InUse is the number of connections that reads use now or wait for.
+	InUse int
+	// RoundTrip is how long the replica takes to answer a question, a moving average, 0 if it was not measured yet.
+	RoundTrip time.Duration
+	// Lag is the age of the last transaction that the replica had replayed when it was last asked, 0 if it had replayed all
+	// that it had received.
+	Lag time.Duration
 }
 
-// list returns the replicas, the preferred ones first. It must not be changed.
-func (rs *replicas) list() []*replica {
-	if set := rs.current.Load(); set != nil {
-		return set.list
+// maxWeight bounds a weight, so that sums of weights cannot overflow.
+const maxWeight = 1_000_000
+
+// balancer chooses among replicas that are as good as each other.
+type balancer struct {
+	kind Balance
+	own  Balancer // nil if the app has none
+
+	turn     atomic.Uint32 // counts the choices of those who take turns
+	mistakes atomic.Int64  // wrong answers of own
+
+	mu sync.Mutex // guards the credit of all replicas
+}
+
+// local reports whether replicas of a farther region are read from only if there is no other.
+func (b *balancer) local() bool { return b.kind == BalanceLocal && b.own == nil }
+
+// guess returns the replica of a group that a read goes to if it can, nil where that takes a look at all of them.
+func (b *balancer) guess(group []*replica) *replica {
+	switch n := len(group); {
+	case n == 1:
+		return group[0]
+	case b.own != nil || b.kind == BalanceWeighted:
+		return nil
+	case b.kind == BalanceRandom:
+		return group[rand.IntN(n)]
+	case b.kind == BalanceLeastBusy:
+		return leastBusy(group)
+	default:
+		return group[int(b.turn.Add(1)-1)%n]
 	}
-	return nil
 }
 
-// store replaces the replicas by those of list, whose reserves come last. The discovery's mu must be held.
-func (rs *replicas) store(list []*replica) {
-	set := &replicaSet{list: list}
-	begin := 0
-	for i, r := range list {
-		if i == len(list)-1 || r.host.reserve != list[i+1].host.reserve || rs.balance == BalanceLocal && r.region != list[i+1].region {
-			set.groups = append(set.groups, list[begin:i+1])
-			begin = i + 1
+// pick returns the replica that a read goes to. among are those of a group that it can go to, at least one.
+func (b *balancer) pick(among []*replica) *replica {
+	if len(among) == 1 {
+		return among[0]
+	}
+	if b.own != nil {
+		if i, ok := b.ask(among); ok {
+			return among[i]
+		}
+		b.mistakes.Add(1)
+	}
+	switch b.kind {
+	case BalanceWeighted:
+		return b.weighted(among)
+	case BalanceLeastBusy:
+		return leastBusy(among)
+	case BalanceRandom:
+		return among[rand.IntN(len(among))]
+	}
+	if b.own != nil {
+		return among[int(b.turn.Add(1)-1)%len(among)]
+	}
+	// The one whose turn it was cannot be read from. A turn among the others would favour some of them.
+	return among[rand.IntN(len(among))]
+}
+
+// ask asks the app's Balancer. It reports false if that panics or returns no index of among.
+func (b *balancer) ask(among []*replica) (i int, ok bool) {
+	candidates := make([]Candidate, len(among))
+	for i, r := range among {
+		candidates[i] = r.candidate()
+	}
+	defer func() {
+		if recover() != nil {
+			ok = false
+		}
+	}()
+	i = b.own.Choose(candidates)
+	return i, i >= 0 && i < len(among)
+}
+
+// weighted takes turns. At each choice a replica gets a credit of its weight, and the one with the most credit pays for all.
+func (b *balancer) weighted(among []*replica) (best *replica) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+
+	total := 0
+	for _, r := range among {
+		r.credit += r.host.weight
+		total += r.host.weight
+		if best == nil || r.credit > best.credit {
+			best = r
 		}
 	}
-	rs.current.Store(set)
+	best.credit -= total
+	return best
 }
 
-// choose returns the replica that the next read goes to, nil if none can be reached. If it can, it returns one that is known
-// to show what state covers. Those of tried have been tried in vain.
-func (rs *replicas) choose(state sessionState, tried []*replica) *replica {
-	var spare *replica
-	for _, group := range rs.current.Load().groups {
-		first := 0
-		if n := len(group); n > 1 {
-			if rs.balance == BalanceRoundRobin {
-				first = int(rs.next.Add(1)-1) % n
-			} else {
-				first = rand.IntN(n)
-			}
-		}
-		var waits *replica
-		for i := range group {
-			r := group[(first+i)%len(group)]
-			switch {
-			case tried != nil && slices.Contains(tried, r) || !r.up():
-			case r.notPreferred():
-				if spare == nil {
-					spare = r
-				}
-			case len(group) == 1 || r.shows(state):
-				return r
-			case waits == nil:
-				waits = r
-			}
-		}
-		if waits != nil {
-			return waits
-		}
+// leastBusy returns the better one of two replicas that are chosen at random.
+func leastBusy(among []*replica) *replica {
+	i := rand.IntN(len(among))
+	j := rand.IntN(len(among) - 1)
+	if j >= i {
+		j++
 	}
-	return spare
+	a, b := among[i], among[j]
+	if b.load(a) < a.load(b) {
+		return b
+	}
+	return a
 }
 
-// hasPreferred reports whether there is a better replica to try than r, which is not preferred.
-func (rs *replicas) hasPreferred(r *replica, tried []*replica) bool {
-	other := rs.choose(sessionState{}, append(slices.Clone(tried), r))
-	return other != nil && !other.notPreferred()
+// load returns how long a read on r is expected to take, to be compared with one on other. A replica that was not measured
+// yet counts as near as the other.
+func (r *replica) load(other *replica) int64 {
+	roundTrip := r.tracker.roundTrip.average()
+	if roundTrip == 0 || other.tracker.roundTrip.average() == 0 {
+		roundTrip = 1
+	}
+	return int64(r.used.Load()+1) * int64(roundTrip)
 }
 
-// alike returns the replicas that a read may use in place of r, as they are in its group and can be reached. r is the first.
-func (rs *replicas) alike(r *replica) []*replica {
-	alike := []*replica{r}
-	for _, group := range rs.current.Load().groups {
-		if len(group) == 1 || !slices.Contains(group, r) {
-			continue
+// candidate is r as an app's Balancer sees it.
+func (r *replica) candidate() Candidate {
+	return Candidate{Region: r.region, Address: r.endpoint(), InUse: int(r.used.Load()), RoundTrip: r.tracker.roundTrip.average()}
+}
+
+// movingAverage is an average of durations in which the latest ones count most.
+type movingAverage struct{ nanoseconds atomic.Int64 }
+
+// add takes account of one more duration.
+func (m *movingAverage) add(d time.Duration) {
+	for {
+		old := m.nanoseconds.Load()
+		next := int64(d)
+		if old != 0 {
+			next = old + (next-old)/8
 		}
-		for _, other := range group {
-			if other != r && other.up() && !other.notPreferred() {
-				alike = append(alike, other)
-			}
+		if m.nanoseconds.CompareAndSwap(old, max(next, 1)) {
+			return
 		}
 	}
-	return alike
 }
 
-// inUse returns the replicas without the reserves that were never needed.
-func (rs *replicas) inUse() []*replica {
-	return slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve && r.address.Load() == nil })
-}
-
-// first returns the replica that reads go to first, without regard to what they must see.
-func (rs *replicas) first() *replica {
-	list := rs.list()
-	if i := slices.IndexFunc(list, func(r *replica) bool { return r.health.good() }); i >= 0 {
-		return list[i]
-	}
-	return list[0]
-}
-
-// in returns a replica of a region, nil if there is none.
-func (rs *replicas) in(region string) (found *replica) {
-	for _, r := range rs.list() {
-		if r.region == region && (found == nil || r.health.good() && !found.health.good()) {
-			found = r
-		}
-	}
-	return found
-}
-
-// shows reports whether the replica is known to have replayed what state covers.
-func (r *replica) shows(state sessionState) bool {
-	if state.position == 0 {
-		return true
-	}
-	latest := r.tracker.latest.Load()
-	return latest != nil && r.tracker.verdict(latest, state) == caughtUp
-}
-
-// notPreferred reports whether the replica is no standby, where standbys are preferred.
-func (r *replica) notPreferred() bool {
-	if !r.host.prefersStandby {
-		return false
-	}
-	latest := r.tracker.latest.Load()
-	return latest != nil && !latest.recovering
-}
+// average returns the average, 0 if there is none.
+func (m *movingAverage) average() time.Duration { return time.Duration(m.nanoseconds.Load()) }

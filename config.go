@@ -51,6 +51,22 @@ type Config struct {
 	// BalanceLocal.
 	Balance Balance
 
+	// ReplicaWeights are the weights of replicas for BalanceWeighted, by region ("ord"), by host ("db2.example.com"), or by host
+	// and port ("db2.example.com:5433"). The most exact one counts. Each server that a host leads to has it. A replica without
+	// one has weight 1. No read goes to a replica of weight 0. NewPoolWithConfig returns an error if a weight is negative, is
+	// for a region or host that is not read from, or if all are 0. The default is none.
+	ReplicaWeights map[string]int
+
+	// Balancer chooses among replicas in place of Balance. Balance chooses if the Balancer panics or returns no index of a
+	// candidate, which [Stat.BalancerMistakes] counts. The default is none.
+	Balancer Balancer
+
+	// NoFallback keeps reads off the primary. A read that no replica can serve then waits and fails as under [WithReplica]:
+	// with the replica's error, or after MaxReplicaWait with an [ErrReplicaLag]. What a replica refuses as a write still runs
+	// on the primary, and so does what the catalog cannot be asked about. The default is the reverse of fly_fallback in the
+	// connection string, then false.
+	NoFallback bool
+
 	// MinReplicaWait and MaxReplicaWait bound the time that a read waits for the replica to replay what its session
 	// wrote, before it goes to the primary. Between them this time is the measured round trip to the primary: a longer
 	// wait is slower than the primary. Under [WithReplica] it is MaxReplicaWait. MaxReplicaWait is also the longest that a
@@ -113,6 +129,7 @@ func (c *Config) Copy() *Config {
 	copied.Config = c.Config.Copy()
 	copied.ReplicaRegions = slices.Clone(c.ReplicaRegions)
 	copied.ReplicaConnStrings = maps.Clone(c.ReplicaConnStrings)
+	copied.ReplicaWeights = maps.Clone(c.ReplicaWeights)
 	copied.Functions = maps.Clone(c.Functions)
 	return &copied
 }

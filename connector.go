@@ -25,6 +25,7 @@ var settings = map[string]func(c *Config, value string) error{
 	"primary_region":     func(c *Config, v string) error { return setRegion(&c.PrimaryRegion, &c.environment.primaryRegion, v) },
 	"replica_regions":    func(c *Config, v string) error { c.ReplicaRegions = strings.Split(v, ","); return nil },
 	"balance":            func(c *Config, v string) error { c.Balance = Balance(v); return nil },
+	"fallback":           func(c *Config, v string) error { return setReverse(&c.NoFallback, v) },
 	"min_replica_wait":   func(c *Config, v string) error { return setDuration(&c.MinReplicaWait, v) },
 	"max_replica_wait":   func(c *Config, v string) error { return setDuration(&c.MaxReplicaWait, v) },
 	"discovery_interval": func(c *Config, v string) error { return setDuration(&c.DiscoveryInterval, v) },
@@ -59,6 +60,12 @@ func setBool(to *bool, value string) error {
 	return nil
 }
 
+func setReverse(to *bool, value string) error {
+	err := setBool(to, value)
+	*to = !*to
+	return err
+}
+
 // ParseConfig builds a Config from connString, which takes all that [pgxpool.ParseConfig] takes and the settings of this
 // package, and from the environment (FLY_REGION, MY_REGION, PRIMARY_REGION, FLY_APP_NAME and what pgx reads). The
 // settings, each also a field of [Config]:
@@ -66,7 +73,8 @@ func setBool(to *bool, value string) error {
 //   - fly_region: where this process runs
 //   - fly_primary_region: where the writable server is
 //   - fly_replica_regions: regions to read from, separated by commas
-//   - fly_balance: local, random or round_robin
+//   - fly_balance: local, random, round_robin, weighted or least_busy
+//   - fly_fallback: false for reads that fail rather than run on the primary
 //   - fly_min_replica_wait, fly_max_replica_wait: bounds of a read's wait, such as 10ms
 //   - fly_discovery_interval: how often names of replicas are looked up, such as 5s
 //   - fly_await_writes: true for writes that return when the replica has replayed them
@@ -166,6 +174,8 @@ func (c *Config) normalize() (err error) {
 		return fmt.Errorf("no %s, which ReplicaConnStrings need", nameOfPrimaryRegion)
 	case !slices.Contains(balances, c.Balance):
 		return fmt.Errorf("invalid Balance (fly_balance): %q is unknown: want one of %q", c.Balance, balances)
+	case len(c.ReplicaWeights) > 0 && c.Balance != BalanceWeighted:
+		return fmt.Errorf("invalid ReplicaWeights: they are for a Balance (fly_balance) of %q, and it is %q", BalanceWeighted, c.Balance)
 	case c.MinReplicaWait < 0:
 		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is negative: want 0 or more, such as 10ms", c.MinReplicaWait)
 	case c.MaxReplicaWait <= 0:

@@ -28,6 +28,7 @@ type replicaHost struct {
 	config *pgxpool.Config // of connections to it, but for what a replica adds
 
 	literal        bool // an address or a socket, or a name that is left to pgx: it stands for one server and is never looked up
+	weight         int  // how often BalanceWeighted reads from it; 0: no read goes there
 	reserve        bool // it is read from only if none of the other hosts leads to a replica that can be reached
 	prefersStandby bool // a server that is no standby is read from only if there is no other: target_session_attrs=prefer-standby
 
@@ -154,7 +155,7 @@ type discovery struct {
 // newReplicas returns an empty set and its discovery. It does no I/O.
 func newReplicas(p *primary, c *Config) *replicas {
 	d := &discovery{interval: c.DiscoveryInterval, log: loggerOf(c.ConnConfig.Tracer)}
-	d.set = &replicas{discovery: d, balance: c.Balance}
+	d.set = &replicas{discovery: d, balance: balancer{kind: c.Balance, own: c.Balancer}}
 	d.open = func(h *replicaHost, address string) (*replica, error) {
 		return newReplica(p, d, h, address, c.MaxReplicaWait)
 	}

@@ -10,8 +10,9 @@ import (
 type health struct {
 	retryAt atomic.Int64 // when the next probe is due, in nanoseconds since 1970; 0 while the replica counts as reachable
 
-	mu    sync.Mutex    // guards pause, and is held by fail and recover to set both
+	mu    sync.Mutex    // guards the following fields, and is held to set retryAt but by claimProbe
 	pause time.Duration // until the next probe; it doubles with each failure
+	since time.Time     // when the replica was first found out of reach, zero while it counts as reachable
 }
 
 const (
@@ -23,7 +24,29 @@ const (
 func (h *health) good() bool { return h.retryAt.Load() == 0 }
 
 // doubt has the replica count as out of reach until a probe has reached it, which the caller begins.
-func (h *health) doubt() { h.retryAt.Store(time.Now().Add(maxProbePause).UnixNano()) }
+func (h *health) doubt() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.delay(maxProbePause)
+}
+
+// delay sets when the next probe is due. mu must be held.
+func (h *health) delay(pause time.Duration) {
+	now := time.Now()
+	if h.since.IsZero() {
+		h.since = now
+	}
+	h.retryAt.Store(now.Add(pause).UnixNano())
+}
+
+// unreachableSince returns when the replica was first found out of reach, zero while it counts as reachable.
+func (h *health) unreachableSince() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	return h.since
+}
 
 // fail notes that the replica could not be reached.
 func (h *health) fail() {
@@ -31,7 +54,7 @@ func (h *health) fail() {
 	defer h.mu.Unlock()
 
 	h.pause = min(max(h.pause*2, minProbePause), maxProbePause)
-	h.retryAt.Store(time.Now().Add(h.pause).UnixNano())
+	h.delay(h.pause)
 }
 
 // recover notes that the replica could be reached.
@@ -42,7 +65,7 @@ func (h *health) recover() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 
-	h.pause = 0
+	h.pause, h.since = 0, time.Time{}
 	h.retryAt.Store(0)
 }
 

@@ -76,7 +76,7 @@ func (p *Pool) open(ctx context.Context) (err error) {
 		return err
 	}
 	statements := &statements{catalog: newCatalog(functionsOf(c.Functions))}
-	p.router = &router{statements: statements}
+	p.router = &router{statements: statements, noFallback: c.NoFallback}
 	p.primary.statements, p.primary.telemetry = statements, p.telemetry
 	p.primary.fallbacks = make(chan struct{}, max(1, c.MaxConns/2))
 	p.replicas = newReplicas(p.primary, c)
@@ -111,20 +111,16 @@ func (p *Pool) openReplicas(regions []string) (*pgxpool.Config, error) {
 			// target_session_attrs is about the server, and this session is meant to be read-only.
 			simulated.ConnConfig.ValidateConnect = nil
 		}
-		if err := p.openHost(&replicaHost{region: cmp.Or(c.Region, "local"), config: simulated, literal: true}); err != nil {
-			return nil, err
-		}
-		return c.Config.Copy(), nil
+		hosts := []*replicaHost{{region: cmp.Or(c.Region, "local"), config: simulated, literal: true}}
+		return c.Config.Copy(), p.openHosts(hosts)
 	}
 
 	hosts, err := c.hostsToRead(regions)
 	if err != nil {
 		return nil, fmt.Errorf("flyregion: %w", err)
 	}
-	for _, h := range hosts {
-		if err := p.openHost(h); err != nil {
-			return nil, err
-		}
+	if err := p.openHosts(hosts); err != nil {
+		return nil, err
 	}
 	config, err := c.primaryConfig()
 	if err != nil {
@@ -133,10 +129,18 @@ func (p *Pool) openReplicas(regions []string) (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// openHost makes the first replica of a host and adds it to the set.
-func (p *Pool) openHost(h *replicaHost) error {
-	p.router.statements.observe(h.config)
-	return p.replicas.discovery.add(h)
+// openHosts makes the first replica of each host and adds it to the set.
+func (p *Pool) openHosts(hosts []*replicaHost) error {
+	if err := p.config.weigh(hosts); err != nil {
+		return fmt.Errorf("flyregion: %w", err)
+	}
+	for _, h := range hosts {
+		p.router.statements.observe(h.config)
+		if err := p.replicas.discovery.add(h); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Primary returns the pool of the writable server, for libraries that write, listen or migrate. What they write counts for
@@ -342,6 +346,7 @@ func (p *Pool) Stat() *Stat {
 		s.statements = p.telemetry.counts.list()
 		s.failures = p.primary.connects.appendTo(nil, targetPrimary, p.config.PrimaryRegion)
 		s.failures = p.replicas.appendFailures(s.failures)
+		s.mistakes = p.replicas.balance.mistakes.Load()
 	}
 	return s
 }
@@ -354,6 +359,20 @@ func (p *Pool) Describe() string { return describe(p.config, p.primary, p.replic
 
 // Config returns a copy of the config that the pool was made from.
 func (p *Pool) Config() *Config { return p.config.Copy() }
+
+// Replicas returns what the Pool knows of each replica, in the order in which they are preferred. It asks no server. It
+// returns nil where the Pool is one plain pgxpool.
+func (p *Pool) Replicas() []ReplicaStatus {
+	if p.replicas == nil {
+		return nil
+	}
+	own := p.primary.session.load()
+	var all []ReplicaStatus
+	for _, r := range p.replicas.inUse() {
+		all = append(all, r.status(own))
+	}
+	return all
+}
 
 // Close closes the connections to all servers and rejects later acquisitions, as [pgxpool.Pool.Close] does. It returns when
 // every connection was released and closed, and no goroutine of the pool runs any more.

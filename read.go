@@ -81,7 +81,7 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		switch {
 		case rep != nil:
 		case len(tried) > 0:
-			if rt.target != targetReplica {
+			if rt.mayFallBack() {
 				rt.region = tried[0].region
 				if first := rd.replicas.list()[0]; tried[0].host.reserve && first.connects.lastError() != nil {
 					rt.region, failed = first.region, first.connects.lastError()
@@ -90,7 +90,7 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 				failed = nil
 			}
 			return nil, nil, failed
-		case rt.target == targetReplica:
+		case !rt.mayFallBack():
 			rep = rd.replicas.first()
 		default:
 			first := rd.replicas.first()
@@ -115,7 +115,9 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 			from.release(rep, conn)
 			return nil, nil, ctx.Err()
 		case err == nil:
-			rd.telemetry.sent(ctx, targetReplica, rt.why, conn.Conn().PgConn().PID())
+			pid := conn.Conn().PgConn().PID()
+			rep.reads.add(pid)
+			rd.telemetry.sent(ctx, targetReplica, rt.why, pid)
 			return rep, conn, nil
 		case hookFailed(err) != nil:
 			return nil, nil, hookFailed(err)
@@ -134,14 +136,14 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 			rt.toPrimary(becauseSooner)
 			return nil, nil, nil
 		case errors.Is(err, ErrReplicaLag):
-			if rt.target == targetReplica {
+			if !rt.mayFallBack() {
 				return nil, nil, err
 			}
 			rt.fallBack(becauseLag, err)
 			return nil, nil, nil
 		case errors.Is(err, context.DeadlineExceeded):
 			// The read has waited long enough.
-			if rt.target == targetReplica {
+			if !rt.mayFallBack() {
 				return nil, nil, err
 			}
 			rt.fallBack(becauseUnreachable, err)
@@ -163,7 +165,7 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 	}
 	session := rd.sessionOf(rt)
 	state := session.load()
-	if rt.target == targetReplica || rd.primary.covers(state) {
+	if !rt.mayFallBack() || rd.primary.covers(state) {
 		return rd.primary.positionOf(ctx, session)
 	}
 	if rd.primary.stays(session) {
@@ -204,9 +206,9 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 	switch {
 	case verdict == outdated:
 		return nil, errOutdated
-	case rt.target != targetReplica && rep.tracker.lagging():
+	case rt.mayFallBack() && rep.tracker.lagging():
 		return nil, rep.lagError(rep.tracker.latest.Load(), state)
-	case rt.target != targetReplica && rd.primarySooner(rep, state):
+	case rt.mayFallBack() && rd.primarySooner(rep, state):
 		rep.tracker.lookInBackground(state)
 		rd.primary.stay()
 		return nil, errSooner
@@ -225,7 +227,7 @@ func (rd *reads) primarySooner(rep *replica, state sessionState) bool {
 // connection was opened that the wait began on, by this process's clock: reports from before do not count.
 func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from connSource[C], state sessionState, opened uint64) (C, error) {
 	limit := rd.primary.waitLimit()
-	if rt.target == targetReplica {
+	if !rt.mayFallBack() {
 		limit = rd.primary.maxWait
 	}
 	wait := rd.telemetry.startWait(ctx, rep.region, state.position)
@@ -236,7 +238,7 @@ func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica
 		wait.end(ctx, max(found, state.position), waitReplayed)
 	case ctx.Err() != nil:
 		wait.end(ctx, found, waitCanceled)
-	case rt.target == targetReplica:
+	case !rt.mayFallBack():
 		wait.end(ctx, found, waitRefused)
 	default:
 		wait.end(ctx, found, waitFellBack)

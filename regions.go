@@ -3,7 +3,9 @@ package flyregion
 import (
 	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -124,6 +126,39 @@ func (c *Config) hostsToRead(regions []string) (hosts []*replicaHost, err error)
 	return append(hosts, reserves...), nil
 }
 
+// weigh sets the weights of hosts. Each has weight 1 unless there is another one in ReplicaWeights.
+func (c *Config) weigh(hosts []*replicaHost) error {
+	var known, meant []string // names of hosts and regions that a weight may be for, and those of ReplicaWeights
+	total := 0
+	for _, h := range hosts {
+		h.weight = 1
+		if h.reserve {
+			continue
+		}
+		for _, name := range []string{h.region, h.name, net.JoinHostPort(h.name, strconv.Itoa(int(h.port)))} {
+			known = append(known, name)
+			if weight, ok := c.ReplicaWeights[name]; ok {
+				meant = append(meant, name)
+				h.weight = weight
+			}
+		}
+		total += h.weight
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.ReplicaWeights)) {
+		switch weight := c.ReplicaWeights[name]; {
+		case !slices.Contains(meant, name):
+			slices.Sort(known)
+			return fmt.Errorf("invalid ReplicaWeights: %q is no region or host that is read from: want one of %q", name, slices.Compact(known))
+		case weight < 0 || weight > maxWeight:
+			return fmt.Errorf("invalid ReplicaWeights: %q has weight %d: want 0 to %d", name, weight, maxWeight)
+		}
+	}
+	if total == 0 {
+		return fmt.Errorf("invalid ReplicaWeights: all replicas have weight 0, so that nothing could be read from")
+	}
+	return nil
+}
+
 // originOf says where a region to read from was taken from.
 func (c *Config) originOf(region string) string {
 	switch {
@@ -237,8 +272,14 @@ func describe(c *Config, p *primary, rs *replicas) string {
 	switch {
 	case len(reads) == 1:
 		from = reads[0]
+	case c.Balancer != nil:
+		from = inWords(reads) + " as the app's Balancer chooses"
 	case c.Balance == BalanceRandom:
 		from = inWords(reads) + " at random"
+	case c.Balance == BalanceWeighted:
+		from = inWords(reads) + " in turn by weight"
+	case c.Balance == BalanceLeastBusy:
+		from = inWords(reads) + ", where a read is expected to end first"
 	case c.Balance == BalanceRoundRobin:
 		from = inWords(reads) + " in turn"
 	default:

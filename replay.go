@@ -54,6 +54,7 @@ type tracker struct {
 	latest    atomic.Pointer[report] // the report that was asked for last, of any server of the region
 	missed    atomic.Pointer[miss]   // the latest wait in vain, nil if there was none lately
 	delay     replayDelay
+	roundTrip movingAverage // of questions for a report
 	checking  atomic.Bool  // checkInBackground runs
 	checkedAt atomic.Int64 // when it began last, in nanoseconds since 1970
 	looking   atomic.Bool  // lookInBackground runs
@@ -181,6 +182,9 @@ func (t *tracker) note(o *report) {
 		if t.latest.CompareAndSwap(old, o) {
 			break
 		}
+	}
+	if o.took > 0 {
+		t.roundTrip.add(o.took)
 	}
 	t.measure(o)
 	t.recheckMiss()

@@ -89,6 +89,9 @@ type replica struct {
 
 	seen atomic.Pointer[report] // of the server that the latest connection led to, even if it was refused
 
+	credit int          // for BalanceWeighted; the balancer's mu guards it
+	reads  stripedCount // how many reads were sent
+
 	health    health
 	connects  connects
 	guard     *guard

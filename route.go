@@ -44,7 +44,12 @@ type route struct {
 	undecided []string
 	// retry says that a replica has refused such a statement before, and is now tried anew.
 	retry bool
+	// noFallback says that a read goes to the primary only if a replica refuses it as a write: Config.NoFallback.
+	noFallback bool
 }
+
+// mayFallBack reports whether a read may run on the primary because no replica can serve it.
+func (r *route) mayFallBack() bool { return r.target != targetReplica && !r.noFallback }
 
 // errRefusedBefore is the cause of a statement that is not tried on a replica.
 var errRefusedBefore = errors.New("flyregion: a replica has refused a statement of this shape before")
@@ -52,6 +57,7 @@ var errRefusedBefore = errors.New("flyregion: a replica has refused a statement 
 // router decides where statements go, and why. It does no I/O.
 type router struct {
 	statements *statements
+	noFallback bool
 	refused    refusals
 }
 
@@ -80,7 +86,7 @@ func (r *route) affectsAllReads() bool {
 
 // route decides where a statement goes, by its context and its SQL.
 func (r *router) route(ctx context.Context, sql string, args []any) route {
-	rt := route{intent: intentOf(ctx)}
+	rt := route{intent: intentOf(ctx), noFallback: r.noFallback}
 	if rt.target != targetAny {
 		rt.to, rt.why = rt.target, becauseAsked
 		return rt
@@ -113,7 +119,7 @@ func (r *router) route(ctx context.Context, sql string, args []any) route {
 
 // routeBatch is route for a batch.
 func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
-	rt := route{intent: intentOf(ctx)}
+	rt := route{intent: intentOf(ctx), noFallback: r.noFallback}
 	answers := r.statements.catalog.answers.Load()
 	s := r.statements.inspectBatch(b, answers)
 	switch {
@@ -144,7 +150,7 @@ func (r *router) routeBatch(ctx context.Context, b *pgx.Batch) route {
 
 // routeTx is route for a transaction.
 func (r *router) routeTx(ctx context.Context, options pgx.TxOptions) route {
-	rt := route{intent: intentOf(ctx), to: targetPrimary, why: becauseTransaction}
+	rt := route{intent: intentOf(ctx), noFallback: r.noFallback, to: targetPrimary, why: becauseTransaction}
 	switch {
 	case rt.target != targetAny:
 		rt.to, rt.why = rt.target, becauseAsked
@@ -184,6 +190,9 @@ func (r *router) fallbackReason(ctx context.Context, rt *route, conn *pgx.Conn, 
 		return ""
 	case why == "" && conn.IsClosed():
 		why = becauseLost
+	}
+	if rt.noFallback && why != becauseRefused {
+		return ""
 	}
 	if why != "" {
 		rt.cause = err

@@ -25,7 +25,8 @@ type serverID int64
 
 // report is a server's answer to reportSQL. It is immutable once it was parsed.
 type report struct {
-	asked  uint64 // when the question was sent, by this process's clock
+	asked  uint64        // when the question was sent, by this process's clock
+	took   time.Duration // until the answer was there; 0 if the server was asked to wait
 	server serverID
 	// system identifies the cluster: a primary, its standbys and copies of them have the same. It is 0 if the role may not
 	// see it.
@@ -58,7 +59,7 @@ const (
 		`else ` + primaryTimeline + ` end, ` +
 		`(select system_identifier from pg_catalog.pg_control_system())`
 
-	// modestReportSQL is for a role that may not call the functions of reportSQL.
+	// unprivilegedReportSQL is for a role that may not call the functions of reportSQL.
 	unprivilegedReportSQL = reportStart +
 		`case when pg_catalog.pg_is_in_recovery() then 0 else ` + primaryTimeline + ` end, 0`
 
@@ -85,12 +86,14 @@ func askReport(ctx context.Context, conn *pgconn.PgConn) (report, error) {
 }
 
 func ask(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
-	asked := clock.Add(1)
+	asked, began := clock.Add(1), uptime()
 	row, err := oneRow(ctx, conn, sql)
 	if err != nil {
 		return report{}, err
 	}
-	return parseReport(row, asked, conn)
+	r, err := parseReport(row, asked, conn)
+	r.took = uptime() - began
+	return r, err
 }
 
 // isRefused reports whether the role may not call a function, or the server does not have it.
@@ -123,7 +126,7 @@ func prepareReport(ctx context.Context, conn *pgconn.PgConn, r *report) error {
 // askPrepared is askReport on a connection that prepareReport was called for. The server runs sql before it answers, if
 // that is not empty.
 func askPrepared(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
-	asked := clock.Add(1)
+	asked, began := clock.Add(1), uptime()
 	p := conn.StartPipeline(ctx)
 	if sql != "" {
 		p.SendQueryParams(sql, nil, nil, nil, nil)
@@ -152,7 +155,11 @@ func askPrepared(ctx context.Context, conn *pgconn.PgConn, sql string) (report, 
 	if last == nil || len(last.Rows) != 1 {
 		return report{}, errors.New("flyregion: the server did not answer a report with one row")
 	}
-	return parseReport(last.Rows[0], asked, conn)
+	r, err := parseReport(last.Rows[0], asked, conn)
+	if sql == "" {
+		r.took = uptime() - began
+	}
+	return r, err
 }
 
 func parseReport(row [][]byte, asked uint64, conn *pgconn.PgConn) (r report, err error) {

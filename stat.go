@@ -14,6 +14,7 @@ type Stat struct {
 	replicas   []regionStat
 	statements []StatementCount
 	failures   []ConnectFailure
+	mistakes   int64
 }
 
 type regionStat struct {
@@ -60,6 +61,9 @@ func (s *Stat) Statements() []StatementCount { return slices.Clone(s.statements)
 // Where the Pool is one plain pgxpool, ConnectFailures returns nil: pgxpool returns each error to whoever has asked for the
 // connection.
 func (s *Stat) ConnectFailures() []ConnectFailure { return slices.Clone(s.failures) }
+
+// BalancerMistakes returns how often [Config.Balancer] panicked or returned no index of a candidate. Balance has chosen then.
+func (s *Stat) BalancerMistakes() int64 { return s.mistakes }
 
 func sum[T int32 | int64 | time.Duration](s *Stat, of func(*pgxpool.Stat) T) T {
 	total := of(s.primary)

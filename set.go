@@ -1,0 +1,165 @@
+package flyregion
+
+import (
+	"slices"
+	"sync/atomic"
+)
+
+// replicas is the set of replicas that reads are spread over.
+type replicas struct {
+	current   atomic.Pointer[replicaSet]
+	discovery *discovery
+	balance   balancer
+}
+
+// replicaSet has the replicas at one time. It is immutable.
+type replicaSet struct {
+	list []*replica // the preferred ones first; never empty once the Pool is open
+	// groups has the same replicas, but for those of weight 0. Those of a group are as good as each other, and are read from
+	// only if none of the groups before can be reached.
+	groups [][]*replica
+}
+
+// list returns the replicas, the preferred ones first. It must not be changed.
+func (rs *replicas) list() []*replica {
+	if set := rs.current.Load(); set != nil {
+		return set.list
+	}
+	return nil
+}
+
+// store replaces the replicas by those of list, whose reserves come last. The discovery's mu must be held.
+func (rs *replicas) store(list []*replica) {
+	set := &replicaSet{list: list}
+	begin := 0
+	read := slices.DeleteFunc(slices.Clone(list), func(r *replica) bool { return r.host.weight == 0 })
+	for i, r := range read {
+		if i == len(read)-1 || r.host.reserve != read[i+1].host.reserve || rs.balance.local() && r.region != read[i+1].region {
+			set.groups = append(set.groups, read[begin:i+1])
+			begin = i + 1
+		}
+	}
+	rs.current.Store(set)
+}
+
+// choose returns the replica that the next read goes to, nil if none can be reached. If it can, it returns one that is known
+// to show what state covers. Those of tried have been tried in vain.
+func (rs *replicas) choose(state sessionState, tried []*replica) *replica {
+	var spare *replica
+	for _, group := range rs.current.Load().groups {
+		if r := rs.balance.guess(group); r != nil && fits(r, tried) && !r.notPreferred() && (len(group) == 1 || r.shows(state)) {
+			return r
+		}
+		r, other := rs.chooseOf(group, state, tried)
+		if r != nil {
+			return r
+		}
+		if spare == nil {
+			spare = other
+		}
+	}
+	return spare
+}
+
+// chooseOf is choose for one group. spare is a replica that is not preferred, if there is no other.
+func (rs *replicas) chooseOf(group []*replica, state sessionState, tried []*replica) (chosen, spare *replica) {
+	var room [64]*replica // so that a choice among a few replicas allocates nothing
+	fit := room[:0]
+	for _, r := range group {
+		switch {
+		case !fits(r, tried):
+		case r.notPreferred():
+			spare = r
+		default:
+			fit = append(fit, r)
+		}
+	}
+	if len(fit) == 0 {
+		return nil, spare
+	}
+	show := 0
+	for _, r := range fit {
+		if r.shows(state) {
+			fit[show] = r
+			show++
+		}
+	}
+	if show > 0 {
+		fit = fit[:show]
+	}
+	return rs.balance.pick(fit), nil
+}
+
+// fits reports whether a replica can be reached, and is not one of those that were tried.
+func fits(r *replica, tried []*replica) bool {
+	return (tried == nil || !slices.Contains(tried, r)) && r.up()
+}
+
+// hasPreferred reports whether there is a better replica to try than r, which is not preferred.
+func (rs *replicas) hasPreferred(r *replica, tried []*replica) bool {
+	other := rs.choose(sessionState{}, append(slices.Clone(tried), r))
+	return other != nil && !other.notPreferred()
+}
+
+// alike returns the replicas that a read may use in place of r, as they are in its group and can be reached. r is the first.
+func (rs *replicas) alike(r *replica) []*replica {
+	alike := []*replica{r}
+	for _, group := range rs.current.Load().groups {
+		if len(group) == 1 || !slices.Contains(group, r) {
+			continue
+		}
+		for _, other := range group {
+			if other != r && other.up() && !other.notPreferred() {
+				alike = append(alike, other)
+			}
+		}
+	}
+	return alike
+}
+
+// inUse returns the replicas without the reserves that were never needed.
+func (rs *replicas) inUse() []*replica {
+	return slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve && r.address.Load() == nil })
+}
+
+// first returns the replica that reads go to first, without regard to what they must see.
+func (rs *replicas) first() *replica {
+	list := rs.list()
+	for _, fit := range []func(*replica) bool{
+		func(r *replica) bool { return r.host.weight > 0 && r.health.good() },
+		func(r *replica) bool { return r.host.weight > 0 },
+	} {
+		if i := slices.IndexFunc(list, fit); i >= 0 {
+			return list[i]
+		}
+	}
+	return list[0]
+}
+
+// in returns a replica of a region, nil if there is none.
+func (rs *replicas) in(region string) (found *replica) {
+	for _, r := range rs.list() {
+		if r.region == region && (found == nil || r.health.good() && !found.health.good()) {
+			found = r
+		}
+	}
+	return found
+}
+
+// shows reports whether the replica is known to have replayed what state covers.
+func (r *replica) shows(state sessionState) bool {
+	if state.position == 0 {
+		return true
+	}
+	latest := r.tracker.latest.Load()
+	return latest != nil && r.tracker.verdict(latest, state) == caughtUp
+}
+
+// notPreferred reports whether the replica is no standby, where standbys are preferred.
+func (r *replica) notPreferred() bool {
+	if !r.host.prefersStandby {
+		return false
+	}
+	latest := r.tracker.latest.Load()
+	return latest != nil && !latest.recovering
+}

@@ -36,7 +36,7 @@ func answeredBy(t testing.TB, ctx context.Context, cluster *pgcluster.Cluster, d
 	}
 	for _, server := range cluster.Servers() {
 		if strings.HasSuffix(server.Addr(), ":"+port) {
-			return server.Region()
+			return server.Name()
 		}
 	}
 	t.Fatalf("no server has port %s", port)

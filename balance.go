@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // Balance says which of several replicas a read goes to. Replicas that cannot be reached are passed over.
@@ -58,9 +59,9 @@ func (rs *replicas) store(list []*replica) {
 	rs.current.Store(set)
 }
 
-// choose returns the replica that the next read goes to, nil if none can be reached. If it can, it returns one that is known
-// to show what state covers. Those of tried have been tried in vain.
-func (rs *replicas) choose(state sessionState, tried []*replica) *replica {
+// choose returns the replica that the next read goes to, nil if none can be reached that is not left alone. If it can, it
+// returns one that is known to show what state covers. Those of tried have been tried in vain.
+func (rs *replicas) choose(rt *route, state sessionState, tried []*replica) *replica {
 	var spare *replica
 	for _, group := range rs.current.Load().groups {
 		first := 0
@@ -75,12 +76,12 @@ func (rs *replicas) choose(state sessionState, tried []*replica) *replica {
 		for i := range group {
 			r := group[(first+i)%len(group)]
 			switch {
-			case tried != nil && slices.Contains(tried, r) || !r.up():
+			case tried != nil && slices.Contains(tried, r) || !r.up() || r.leftAlone(rt):
 			case r.notPreferred():
 				if spare == nil {
 					spare = r
 				}
-			case len(group) == 1 || r.shows(state):
+			case len(group) == 1 || r.shows(rt, state):
 				return r
 			case waits == nil:
 				waits = r
@@ -95,7 +96,7 @@ func (rs *replicas) choose(state sessionState, tried []*replica) *replica {
 
 // hasPreferred reports whether there is a better replica to try than r, which is not preferred.
 func (rs *replicas) hasPreferred(r *replica, tried []*replica) bool {
-	other := rs.choose(sessionState{}, append(slices.Clone(tried), r))
+	other := rs.choose(&route{}, sessionState{}, append(slices.Clone(tried), r))
 	return other != nil && !other.notPreferred()
 }
 
@@ -107,7 +108,7 @@ func (rs *replicas) alike(r *replica) []*replica {
 			continue
 		}
 		for _, other := range group {
-			if other != r && other.up() && !other.notPreferred() {
+			if other != r && other.up() && !other.leftAlone(&route{}) && !other.notPreferred() {
 				alike = append(alike, other)
 			}
 		}
@@ -139,13 +140,25 @@ func (rs *replicas) in(region string) (found *replica) {
 	return found
 }
 
-// shows reports whether the replica is known to have replayed what state covers.
-func (r *replica) shows(state sessionState) bool {
+// whyNone returns the error because of which no replica is chosen, and the region of that replica.
+func (rs *replicas) whyNone() (region string, cause error) {
+	for _, r := range rs.list() {
+		if r.health.good() && r.tracker.staleness.isTooFar() {
+			return r.region, r.tooFarError()
+		}
+	}
+	first := rs.first()
+	return first.region, first.connects.lastError()
+}
+
+// shows reports whether the replica is known to show what a read has to see: what state covers, or enough for WithMaxLag.
+func (r *replica) shows(rt *route, state sessionState) bool {
 	if state.position == 0 {
 		return true
 	}
 	latest := r.tracker.latest.Load()
-	return latest != nil && r.tracker.verdict(latest, state) == caughtUp
+	return latest != nil && (r.tracker.verdict(latest, state) == caughtUp ||
+		rt.wants == wantsRecent && r.tracker.showsUntil(latest, rt.maxLag, time.Now()))
 }
 
 // notPreferred reports whether the replica is no standby, where standbys are preferred.

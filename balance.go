@@ -140,14 +140,14 @@ func (rs *replicas) in(region string) (found *replica) {
 	return found
 }
 
-// whyNone returns the error because of which no replica is chosen, and the region of that replica.
+// whyNone returns the error because of which no replica but reserves is chosen, and the region of that replica.
 func (rs *replicas) whyNone() (region string, cause error) {
 	for _, r := range rs.list() {
 		if r.health.good() && r.tracker.staleness.isTooFar() {
 			return r.region, r.tooFarError()
 		}
 	}
-	first := rs.first()
+	first := rs.list()[0]
 	return first.region, first.connects.lastError()
 }
 

@@ -83,8 +83,8 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		case len(tried) > 0:
 			if rt.target != targetReplica {
 				rt.region = tried[0].region
-				if first := rd.replicas.list()[0]; tried[0].host.reserve && first.connects.lastError() != nil {
-					rt.region, failed = first.region, first.connects.lastError()
+				if region, cause := rd.replicas.whyNone(); tried[0].host.reserve && cause != nil {
+					rt.region, failed = region, cause
 				}
 				rt.fallBack(causeReason(failed), failed)
 				failed = nil

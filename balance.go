@@ -46,8 +46,8 @@ type Candidate struct {
 	InUse int
 	// RoundTrip is how long the replica takes to answer a question, a moving average, 0 if it was not measured yet.
 	RoundTrip time.Duration
-	// Lag is the age of the last transaction that the replica had replayed when it was last asked, 0 if it had replayed all
-	// that it had received.
+	// Lag is how far the replica was behind the primary at most when it was last asked, as [Config.MaxReplicaLag] measures it. It
+	// is the largest Duration if that is not known.
 	Lag time.Duration
 }
 
@@ -168,7 +168,13 @@ func (r *replica) load(other *replica) int64 {
 
 // candidate is r as an app's Balancer sees it.
 func (r *replica) candidate() Candidate {
-	return Candidate{Region: r.region, Address: r.endpoint(), InUse: int(r.used.Load()), RoundTrip: r.tracker.roundTrip.average()}
+	return Candidate{
+		Region:    r.region,
+		Address:   r.endpoint(),
+		InUse:     int(r.used.Load()),
+		RoundTrip: r.tracker.roundTrip.average(),
+		Lag:       r.tracker.currentLag(),
+	}
 }
 
 // movingAverage is an average of durations in which the latest ones count most.

@@ -19,7 +19,7 @@ func inBoth(c *Config) { c.ReplicaRegions = []string{"ord", "syd"} }
 func spread(pool *Pool, n int) map[string]int {
 	chosen := map[string]int{}
 	for range n {
-		chosen[pool.replicas.choose(sessionState{}, nil).region]++
+		chosen[pool.replicas.choose(&route{}, sessionState{}, nil).region]++
 	}
 	return chosen
 }
@@ -76,7 +76,7 @@ func TestWeightedIsInterleaved(t *testing.T) {
 	pool := poolIn(t, sharedCluster(t), "ord", inBoth, weighted(map[string]int{"ord": 3, "syd": 2}))
 	var order []string
 	for range 50 {
-		order = append(order, pool.replicas.choose(sessionState{}, nil).region)
+		order = append(order, pool.replicas.choose(&route{}, sessionState{}, nil).region)
 	}
 	for i := range len(order) - 5 {
 		ord := 0
@@ -198,7 +198,7 @@ func TestBalanceByPosition(t *testing.T) {
 	}
 	eventually(t, "syd shows the write", func() bool {
 		_, err := pool.replicas.in("syd").tracker.observe(ctx, 0)
-		return err == nil && pool.replicas.in("syd").shows(pool.primary.session.load())
+		return err == nil && pool.replicas.in("syd").shows(&route{}, pool.primary.session.load())
 	})
 	before := pool.replicas.in("ord").reads.load()
 	for range 20 {
@@ -360,10 +360,9 @@ func BenchmarkChoose(b *testing.B) {
 				rs.store(list)
 				b.ReportAllocs()
 				for b.Loop() {
-					rs.choose(sessionState{}, nil)
+					rs.choose(&route{}, sessionState{}, nil)
 				}
 			})
 		}
 	}
 }
-

@@ -87,6 +87,24 @@ type Config struct {
 	// than 0. The default is fly_discovery_interval in the connection string, then 5 s.
 	DiscoveryInterval time.Duration
 
+	// MaxReplicaLag is how far behind a replica may be that reads run on, also those that need no position ([WithoutWait], or a
+	// session that has not written). One that is further behind is left alone until it has caught up, and if all are the
+	// primary reads. The reason in spans and metrics is replica_behind. Under [WithReplica] such a read fails with an
+	// [ErrReplicaLag]. The default is fly_max_replica_lag in the connection string, then 30 s. 0 means no limit.
+	//
+	// A replica is too far behind if it has not replayed all that it has received and the last transaction that it has replayed
+	// was committed longer ago, or if its WAL receiver has been gone that long. While reads are made it is asked every
+	// second, or four times in the limit if that is shorter, on a connection beside the pool's. A read that comes when it has not
+	// been asked for longer than the limit asks first, which is a round trip to the replica.
+	//
+	// The age of a transaction is measured by the primary's clock, which this process knows once it has been connected to the
+	// primary. Until then the replica's clock stands in for it, so that the difference of the two counts as lag. Such an age alone
+	// makes no replica count as too far behind that has replayed what it had received when it was asked before. A primary
+	// that is down longer than the limit, and a link to it that is broken, end the WAL receivers of its standbys, so that
+	// reads fail where the primary cannot be reached either; 0 is for apps that rather read what is old. A link that drops packets
+	// is noticed by the standby after its wal_receiver_timeout, which is a minute by default.
+	MaxReplicaLag time.Duration
+
 	// AwaitWrites makes each write return only when the first replica has replayed it, so that other processes that read
 	// there see it too, or after MaxReplicaWait. Without it only reads wait. The default is fly_await_writes in the
 	// connection string, then false.
@@ -118,6 +136,7 @@ type Config struct {
 const (
 	defaultMinReplicaWait = 10 * time.Millisecond
 	defaultMaxReplicaWait = time.Second
+	defaultMaxReplicaLag  = 30 * time.Second
 
 	defaultDiscoveryInterval = 5 * time.Second
 )

@@ -28,6 +28,7 @@ var settings = map[string]func(c *Config, value string) error{
 	"fallback":           func(c *Config, v string) error { return setReverse(&c.NoFallback, v) },
 	"min_replica_wait":   func(c *Config, v string) error { return setDuration(&c.MinReplicaWait, v) },
 	"max_replica_wait":   func(c *Config, v string) error { return setDuration(&c.MaxReplicaWait, v) },
+	"max_replica_lag":    func(c *Config, v string) error { return setDuration(&c.MaxReplicaLag, v) },
 	"discovery_interval": func(c *Config, v string) error { return setDuration(&c.DiscoveryInterval, v) },
 	"await_writes":       func(c *Config, v string) error { return setBool(&c.AwaitWrites, v) },
 	"simulate_replica":   func(c *Config, v string) error { return setBool(&c.SimulateReplica, v) },
@@ -76,6 +77,7 @@ func setReverse(to *bool, value string) error {
 //   - fly_balance: local, random, round_robin, weighted or least_busy
 //   - fly_fallback: false for reads that fail rather than run on the primary
 //   - fly_min_replica_wait, fly_max_replica_wait: bounds of a read's wait, such as 10ms
+//   - fly_max_replica_lag: how far behind a replica may be that is read from, such as 30s; 0 for no limit
 //   - fly_discovery_interval: how often names of replicas are looked up, such as 5s
 //   - fly_await_writes: true for writes that return when the replica has replayed them
 //   - fly_simulate_replica: true for reads through read-only sessions on a single server
@@ -94,6 +96,7 @@ func ParseConfig(connString string) (*Config, error) {
 		Balance:              BalanceLocal,
 		MinReplicaWait:       defaultMinReplicaWait,
 		MaxReplicaWait:       defaultMaxReplicaWait,
+		MaxReplicaLag:        defaultMaxReplicaLag,
 		DiscoveryInterval:    defaultDiscoveryInterval,
 		createdByParseConfig: true,
 	}
@@ -185,6 +188,8 @@ func (c *Config) normalize() (err error) {
 	case c.MinReplicaWait > c.MaxReplicaWait:
 		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is longer than MaxReplicaWait (fly_max_replica_wait) %v",
 			c.MinReplicaWait, c.MaxReplicaWait)
+	case c.MaxReplicaLag < 0:
+		return fmt.Errorf("invalid MaxReplicaLag (fly_max_replica_lag): %v is negative: want a time such as 30s, or 0 for no limit", c.MaxReplicaLag)
 	}
 	if wrong := unwritable(c.ConnConfig.ValidateConnect); wrong != "" && (c.SimulateReplica || len(c.replicaRegions()) > 0) {
 		return fmt.Errorf("target_session_attrs=%s contradicts a pool with replicas: it writes to the server that it is for: "+

@@ -36,7 +36,7 @@ func answeredBy(t testing.TB, ctx context.Context, cluster *pgcluster.Cluster, d
 	}
 	for _, server := range cluster.Servers() {
 		if strings.HasSuffix(server.Addr(), ":"+port) {
-			return server.Region()
+			return server.Name()
 		}
 	}
 	t.Fatalf("no server has port %s", port)
@@ -88,10 +88,10 @@ func TestParseConfigPrecedence(t *testing.T) {
 		replicas        []string
 		app             string
 		balance         Balance
-		min, max        time.Duration
+		min, max, lag   time.Duration
 		await, simulate bool
 	}
-	defaults := values{balance: "local", min: 10 * time.Millisecond, max: time.Second}
+	defaults := values{balance: "local", min: 10 * time.Millisecond, max: time.Second, lag: 30 * time.Second}
 	with := func(change func(*values)) values {
 		v := defaults
 		change(&v)
@@ -137,15 +137,15 @@ func TestParseConfigPrecedence(t *testing.T) {
 			name: "URL goes before the environment",
 			env:  map[string]string{"FLY_REGION": "ord", "MY_REGION": "lax", "PRIMARY_REGION": "nrt"},
 			connString: "postgres://u:hunter2@app.internal/db?fly_region=syd&fly_primary_region=ams&fly_replica_regions=syd,ORD" +
-				"&fly_balance=round_robin&fly_min_replica_wait=5ms&fly_max_replica_wait=250ms&fly_await_writes=true",
+				"&fly_max_replica_lag=1m30s&fly_balance=round_robin&fly_min_replica_wait=5ms&fly_max_replica_wait=250ms&fly_await_writes=true",
 			want: values{region: "syd", primary: "ams", replicas: []string{"syd", "ord"}, balance: BalanceRoundRobin,
-				min: 5 * time.Millisecond, max: 250 * time.Millisecond, await: true},
+				min: 5 * time.Millisecond, max: 250 * time.Millisecond, lag: 90 * time.Second, await: true},
 		},
 		{
 			name: "key/value form",
 			env:  map[string]string{"FLY_REGION": "ord", "PRIMARY_REGION": "nrt"},
 			connString: "host=app.internal user=u password=hunter2 dbname=db fly_region=syd fly_primary_region=ams " +
-				"fly_replica_regions='syd, ord' fly_balance=random fly_min_replica_wait=0 fly_max_replica_wait=2s fly_await_writes=1",
+				"fly_replica_regions='syd, ord' fly_balance=random fly_min_replica_wait=0 fly_max_replica_wait=2s fly_max_replica_lag=0 fly_await_writes=1",
 			want: values{region: "syd", primary: "ams", replicas: []string{"syd", "ord"}, balance: BalanceRandom,
 				max: 2 * time.Second, await: true},
 		},
@@ -169,7 +169,7 @@ func TestParseConfigPrecedence(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := values{c.Region, c.PrimaryRegion, c.ReplicaRegions, c.AppName, c.Balance, c.MinReplicaWait, c.MaxReplicaWait,
+			got := values{c.Region, c.PrimaryRegion, c.ReplicaRegions, c.AppName, c.Balance, c.MinReplicaWait, c.MaxReplicaWait, c.MaxReplicaLag,
 				c.AwaitWrites, c.SimulateReplica}
 			if !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got  %+v\nwant %+v", got, test.want)
@@ -216,7 +216,7 @@ func TestConfigFieldsGoBeforeEverything(t *testing.T) {
 
 func TestParseConfigTakesSettingsOut(t *testing.T) {
 	const ours = "fly_region=ord&fly_primary_region=nrt&fly_replica_regions=ord&fly_balance=local&fly_min_replica_wait=1ms" +
-		"&fly_max_replica_wait=2ms&fly_discovery_interval=3s&fly_await_writes=false&fly_simulate_replica=false"
+		"&fly_max_replica_wait=2ms&fly_max_replica_lag=3s&fly_discovery_interval=3s&fly_await_writes=false&fly_simulate_replica=false"
 	const others = "pool_max_conns=7&pool_min_conns=2&pool_max_conn_lifetime=3m&application_name=shop&search_path=mine"
 	for form, connString := range map[string]string{
 		"URL":       "postgres://u:hunter2@app.internal/db?" + ours + "&" + others,
@@ -276,6 +276,8 @@ func TestParseConfigErrors(t *testing.T) {
 		{"waits that contradict each other", nil, "fly_min_replica_wait=3s", []string{"fly_min_replica_wait", "3s", "fly_max_replica_wait", "1s"}},
 		{"bad discovery_interval", nil, "fly_discovery_interval=often", []string{"fly_discovery_interval", `"often"`}},
 		{"no discovery_interval", nil, "fly_discovery_interval=0s", []string{"DiscoveryInterval (fly_discovery_interval)", "0s", "5s"}},
+		{"bad lag", nil, "fly_max_replica_lag=30", []string{"fly_max_replica_lag", `"30"`}},
+		{"negative lag", nil, "fly_max_replica_lag=-1s", []string{"fly_max_replica_lag", "-1s", "30s"}},
 		{"bad await_writes", nil, "fly_await_writes=maybe", []string{"fly_await_writes", `"maybe"`}},
 		{"bad simulate_replica", nil, "fly_simulate_replica=2", []string{"fly_simulate_replica", `"2"`}},
 		{"simulated and real replicas", nil, "fly_region=ord fly_primary_region=nrt fly_simulate_replica=true", []string{"fly_simulate_replica", `"ord"`}},
@@ -398,6 +400,7 @@ func TestNewPoolWithConfigErrors(t *testing.T) {
 		{"Balance", func(c *Config) { c.Balance = "fair" }, []string{"Balance", `"fair"`}},
 		{"MinReplicaWait", func(c *Config) { c.MinReplicaWait = -1 }, []string{"MinReplicaWait", "-1ns"}},
 		{"MaxReplicaWait", func(c *Config) { c.MaxReplicaWait = 0 }, []string{"MaxReplicaWait", "0s"}},
+		{"MaxReplicaLag", func(c *Config) { c.MaxReplicaLag = -time.Second }, []string{"MaxReplicaLag", "fly_max_replica_lag", "-1s", "30s"}},
 		{"both waits", func(c *Config) { c.MaxReplicaWait = time.Millisecond }, []string{"MinReplicaWait", "10ms", "MaxReplicaWait", "1ms"}},
 		{"SimulateReplica", func(c *Config) { c.SimulateReplica = true }, []string{"SimulateReplica", `"ord"`}},
 		{"ValidateConnect", func(c *Config) {

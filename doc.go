@@ -16,8 +16,10 @@
 // to the primary. It never returns something older.
 //
 // The whole process is one session by default. [WithSession] narrows what a read must see to what one user or request
-// wrote, [WithoutWait] drops it, [WithPrimary] and [WithReplica] choose the server, and [Config.AwaitWrites] makes the
+// wrote, [WithoutWait] drops it, [WithMaxLag] and [WithFresh] widen it to what other processes wrote, [WithPrimary] and [WithReplica] choose the server, and [Config.AwaitWrites] makes the
 // writes wait and not the reads.
+//
+// A replica that is further behind than [Config.MaxReplicaLag] serves no read, also none that needs no position.
 //
 // # What a write costs
 //
@@ -70,9 +72,10 @@
 //	write                it writes, or it is not known to read
 //	transaction          it is a transaction that may write
 //	asked                the context or a comment in the SQL says so
-//	position_unknown     the position of the session's last write is not known
+//	position_unknown     the position of the session's last write is not known, or the primary's under WithFresh and WithMaxLag
 //	primary_sooner       the primary was expected to answer before the replica shows the session's writes
-//	replica_lag          the replica did not replay the session's writes in time
+//	replica_lag          the replica did not replay the session's writes in time, or under WithFresh everybody's
+//	replica_behind       the replica is further behind than Config.MaxReplicaLag or WithMaxLag allows
 //	replica_unreachable  there is no connection to a replica
 //	replica_refused      the replica took it for a write, now or before
 //	replica_lost         the connection broke, or the replica ended it

@@ -26,7 +26,11 @@ func measureLag(ctx context.Context, p *primary, replicas []*replica) []lag {
 		flushed LSN
 		found   = make([]replicaLag, len(replicas))
 	)
-	wg.Go(func() { flushed = p.flushed(ctx) })
+	wg.Go(func() {
+		if state, err := p.currentFlush(ctx); err == nil {
+			flushed = state.position
+		}
+	})
 	for i, r := range replicas {
 		wg.Go(func() { found[i] = r.measureLag(ctx) })
 	}

@@ -65,7 +65,7 @@ func NewPoolWithConfig(ctx context.Context, config *Config) (*Pool, error) {
 // open makes the pools of the servers.
 func (p *Pool) open(ctx context.Context) (err error) {
 	c := p.config
-	p.primary = &primary{minWait: c.MinReplicaWait, maxWait: c.MaxReplicaWait}
+	p.primary = &primary{minWait: c.MinReplicaWait, maxWait: c.MaxReplicaWait, maxLag: c.MaxReplicaLag}
 	regions := c.replicaRegions()
 	if len(regions) == 0 && !c.SimulateReplica {
 		p.primary.pool, err = pgxpool.NewWithConfig(ctx, c.Config)
@@ -380,7 +380,7 @@ func (p *Pool) Close() {
 	// All at the same time, so that no server's pool gives out connections while another's waits for its own.
 	var closing sync.WaitGroup
 	if p.primary.pool != nil {
-		closing.Go(p.primary.pool.Close)
+		closing.Go(p.primary.close)
 	}
 	if p.replicas != nil {
 		closing.Go(p.replicas.close)

@@ -23,9 +23,12 @@ type primary struct {
 	session Session // what this process has written
 
 	identity  atomic.Pointer[identity] // of the server that answered last; nil before the first report
-	roundTrip atomic.Int64             // smoothed, in nanoseconds
+	wallClock atomic.Pointer[clockReading]
+	flushes   flushes
+	roundTrip atomic.Int64 // smoothed, in nanoseconds
 	// minWait and maxWait bound how long a read waits for a replica.
 	minWait, maxWait time.Duration
+	maxLag           time.Duration // how far a replica may be behind that reads run on, 0 for no limit
 	readTime         readTime
 	stayUntil        atomic.Int64 // since the process started, in nanoseconds; see stay
 
@@ -36,6 +39,12 @@ type primary struct {
 
 	// awaitReplay waits until the replica has replayed what a session has written. It is nil unless Config.AwaitWrites.
 	awaitReplay func(context.Context, sessionState)
+}
+
+// close closes the pool and ends what asks for positions.
+func (p *primary) close() {
+	p.flushes.close()
+	p.pool.Close()
 }
 
 // identify sets identity to the server that a report was just received from.

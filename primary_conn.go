@@ -66,6 +66,7 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 		}
 		p.measured(time.Since(began))
 		p.identify(&report)
+		p.wallClock.Store(&clockReading{report.wallTime, report.at})
 		return p.attachTo(ctx, conn, &report, readOnly)
 	})
 }
@@ -372,24 +373,4 @@ func (p *primary) position(ctx context.Context, session *Session) (sessionState,
 		}
 	}
 	return sessionState{}, errors.New("flyregion: the primary did not tell its position")
-}
-
-// flushed asks for the flush position. It returns 0 if the primary does not answer.
-func (p *primary) flushed(ctx context.Context) LSN {
-	conn, err := p.pool.Acquire(ctx)
-	if err != nil {
-		return 0
-	}
-	defer conn.Release()
-
-	c := primaryConnOf(conn.Conn())
-	s := &primaryStatement{Context: ctx}
-	c.begin(s)
-	defer c.end(s)
-	row, err := oneRow(ctx, conn.Conn().PgConn(), positionSQL)
-	if err != nil {
-		return 0
-	}
-	flushed, _ := ParseLSN(string(row[0]))
-	return flushed
 }

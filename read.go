@@ -77,31 +77,30 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		failed error // of the first one that was tried
 	)
 	for {
-		rep := rd.replicas.choose(state, tried)
+		rep := rd.replicas.choose(rt, state, tried)
 		switch {
 		case rep != nil:
 		case len(tried) > 0:
 			if rt.mayFallBack() {
 				rt.region = tried[0].region
-				if first := rd.replicas.list()[0]; tried[0].host.reserve && first.connects.lastError() != nil {
-					rt.region, failed = first.region, first.connects.lastError()
+				if region, cause := rd.replicas.whyNone(); tried[0].host.reserve && cause != nil {
+					rt.region, failed = region, cause
 				}
-				rt.fallBack(becauseUnreachable, failed)
+				rt.fallBack(causeReason(failed), failed)
 				failed = nil
 			}
 			return nil, nil, failed
 		case !rt.mayFallBack():
 			rep = rd.replicas.first()
 		default:
-			first := rd.replicas.first()
-			rt.region = first.region
-			rt.fallBack(becauseUnreachable, first.connects.lastError())
+			rt.region, err = rd.replicas.whyNone()
+			rt.fallBack(causeReason(err), err)
 			return nil, nil, nil
 		}
 		rt.region = rep.region
 		conn, err := acquireFresh(ctx, rd, rt, rep, from, state)
 		if errors.Is(err, errOutdated) {
-			rd.sessionOf(rt).outdate(state)
+			rd.outdate(rt, state)
 			if state, err = rd.required(ctx, rt); err != nil || rt.to == targetPrimary {
 				return nil, nil, err
 			}
@@ -124,6 +123,9 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		case errors.Is(err, errOutdated):
 			err = &ReplicaLagError{Region: rep.region, Required: state.position}
 		}
+		if rt.wants == wantsRecent && errors.Is(err, ErrReplicaLag) {
+			err = rd.tooFarError(rt, rep)
+		}
 		switch {
 		case err == nil: // the next one, which is a standby
 		case ctx.Err() != nil:
@@ -135,6 +137,7 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		case errors.Is(err, errSooner):
 			rt.toPrimary(becauseSooner)
 			return nil, nil, nil
+		case causeReason(err) == becauseBehind: // another one may be less behind
 		case errors.Is(err, ErrReplicaLag):
 			if !rt.mayFallBack() {
 				return nil, nil, err
@@ -156,13 +159,33 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	}
 }
 
-// required returns what a read on the route has to see. If the position of the session's last write is not known, the read
-// goes to the primary, unless the context wants the replica: it takes one round trip as the question would, sees
-// everything, and tells the position too.
-func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) {
-	if rt.noWait {
-		return sessionState{}, nil
+// causeReason returns why no replica serves a read because of an error.
+func causeReason(err error) reason {
+	var lag *ReplicaLagError
+	switch {
+	case errors.As(err, &lag) && lag.Limit > 0:
+		return becauseBehind
+	case lag != nil:
+		return becauseLag
 	}
+	return becauseUnreachable
+}
+
+// required returns what a read on the route has to see.
+func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) {
+	switch rt.wants {
+	case wantsAny:
+		return sessionState{}, nil
+	case wantsSession:
+		return rd.requiredOfSession(ctx, rt)
+	}
+	return rd.requiredOfAll(ctx, rt)
+}
+
+// requiredOfSession is required for a read that has to see what its session has written. If the position of the session's last
+// write is not known, the read goes to the primary, unless the context wants the replica: it takes one round trip as the
+// question would, sees everything, and tells the position too.
+func (rd *reads) requiredOfSession(ctx context.Context, rt *route) (sessionState, error) {
 	session := rd.sessionOf(rt)
 	state := session.load()
 	if !rt.mayFallBack() || rd.primary.covers(state) {
@@ -174,6 +197,59 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 		rt.fallBack(becauseUnknown, notCoveredError(state))
 	}
 	return sessionState{}, nil
+}
+
+// requiredOfAll is required for a read that has to see what everybody has written. If the primary does not tell its position
+// the read goes there, unless the context wants the replica.
+func (rd *reads) requiredOfAll(ctx context.Context, rt *route) (state sessionState, err error) {
+	var own sessionState
+	if rt.wants == wantsRecent {
+		state, err = rd.primary.recentFlush(ctx, rt.maxLag)
+	} else {
+		if own, err = rd.requiredOfSession(ctx, rt); err != nil || rt.to == targetPrimary {
+			return own, err
+		}
+		state, err = rd.primary.currentFlush(ctx)
+	}
+	switch {
+	case err != nil && (ctx.Err() != nil || !rt.mayFallBack()):
+		return sessionState{}, err
+	case err != nil:
+		rt.fallBack(becauseUnknown, err)
+		return sessionState{}, nil
+	case own.position > 0 && (own.position > state.position || own.origin != state.origin):
+		return own, nil // the session has written asynchronously, or the primary has changed just now
+	}
+	return state, nil
+}
+
+// tooFarError returns the error of a read under WithMaxLag that a replica is too far behind for.
+func (rd *reads) tooFarError(rt *route, rep *replica) error {
+	e := &ReplicaLagError{Region: rep.region, Limit: rt.maxLag, Lag: unknownLag}
+	o, now := rep.tracker.latest.Load(), time.Now()
+	if o == nil {
+		return e
+	}
+	if k := rd.primary.flushes.known.Load(); k != nil {
+		if m := k.marks.before(o.position); m != nil {
+			e.Lag = elapsed(m.at, now)
+		}
+	}
+	if c := rd.primary.wallClock.Load(); c != nil && o.committed > 0 {
+		e.Lag = min(e.Lag, c.when(now).since(o.committed))
+	}
+	if e.Lag <= e.Limit {
+		e.Lag = unknownLag // it does not show that it follows the primary
+	}
+	return e
+}
+
+// outdate notes that what a read has to see was found to be outdated, in the sense of verdict.
+func (rd *reads) outdate(rt *route, state sessionState) {
+	if rt.wants == wantsRecent {
+		rd.primary.flushes.forget()
+	}
+	rd.sessionOf(rt).outdate(state)
 }
 
 // sessionOf returns the session that a route reads in: the context's, or else the pool's.
@@ -191,11 +267,20 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 	if err != nil {
 		return nil, err
 	}
+	if rt.wants != wantsRecent {
+		if err := rep.checkLag(ctx, conn.Conn(), rep.answered.Load()); err != nil {
+			from.release(rep, conn)
+			return nil, err
+		}
+	}
 	verdict := rep.verdict(conn.Conn(), state)
-	if verdict == behind && pooled(conn.Conn()) {
+	if verdict == behind && (pooled(conn.Conn()) || rt.wants == wantsRecent) {
 		if verdict, err = rep.ask(ctx, conn.Conn(), state); err != nil {
 			from.release(rep, conn)
 			return nil, err
+		}
+		if verdict == behind && rt.wants == wantsRecent && rep.tracker.showsUntil(replicaConnOf(conn.Conn()).report, rt.maxLag, time.Now()) {
+			verdict = caughtUp
 		}
 	}
 	if verdict == caughtUp {
@@ -206,6 +291,8 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 	switch {
 	case verdict == outdated:
 		return nil, errOutdated
+	case rt.mayFallBack() && rt.wants == wantsRecent:
+		return nil, ErrReplicaLag
 	case rt.mayFallBack() && rep.tracker.lagging():
 		return nil, rep.lagError(rep.tracker.latest.Load(), state)
 	case rt.mayFallBack() && rd.primarySooner(rep, state):

@@ -55,6 +55,7 @@ type tracker struct {
 	missed    atomic.Pointer[miss]   // the latest wait in vain, nil if there was none lately
 	delay     replayDelay
 	roundTrip movingAverage // of questions for a report
+	staleness staleness
 	checking  atomic.Bool  // checkInBackground runs
 	checkedAt atomic.Int64 // when it began last, in nanoseconds since 1970
 	looking   atomic.Bool  // lookInBackground runs
@@ -83,9 +84,9 @@ type miss struct {
 }
 
 // newTracker returns a tracker of a region's replica whose watcher connects with connect, and which calls reconnect when a
-// standby follows a newer primary than the one that primary holds. It does no I/O.
-func newTracker(region string, primary *atomic.Pointer[identity], reconnect func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
-	t := &tracker{trust: trust{primary: primary}, region: region, reconnects: reconnectLimiter{reconnect: reconnect}}
+// standby follows a newer primary than this one. It does no I/O.
+func newTracker(region string, primary *primary, reconnect func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
+	t := &tracker{trust: trust{primary: &primary.identity, primaryClock: &primary.wallClock}, region: region, reconnects: reconnectLimiter{reconnect: reconnect}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	// NewPool's only error is about a size below one.
 	t.conns, _ = puddle.NewPool(&puddle.Config[*pgconn.PgConn]{
@@ -187,6 +188,7 @@ func (t *tracker) note(o *report) {
 		t.roundTrip.add(o.took)
 	}
 	t.measure(o)
+	t.staleness.note(o, t.primary.Load(), t.primaryClock.Load())
 	t.recheckMiss()
 	if t.followsNewer(o) && t.reconnects.allow(t.primary.Load()) {
 		t.reconnects.reconnect()

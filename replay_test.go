@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -182,8 +181,8 @@ func TestWait(t *testing.T) {
 
 // TestTrackerWakes wakes those, and only those, whom an observation concerns.
 func TestTrackerWakes(t *testing.T) {
-	var primary atomic.Pointer[identity]
-	primary.Store(&identity{server: 7, system: 1, timeline: 1, since: 1})
+	var primary primary
+	primary.identity.Store(&identity{server: 7, system: 1, timeline: 1, since: 1})
 	tracker := newTracker("ord", &primary, func() {}, func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
 	defer tracker.close()
 	tracker.watching = true // so that nobody asks but this test

@@ -89,8 +89,8 @@ func TestReplicaNotAsked(t *testing.T) {
 
 // TestAnswerWithTheTimer has the answer to a wait arrive as the wait ends.
 func TestAnswerWithTheTimer(t *testing.T) {
-	var primary atomic.Pointer[identity]
-	primary.Store(&identity{server: 7, system: 1, timeline: 1, since: clock.Add(1)})
+	var primary primary
+	primary.identity.Store(&identity{server: 7, system: 1, timeline: 1, since: clock.Add(1)})
 	tracker := newTracker("ord", &primary, func() {}, func(context.Context) (*pgconn.PgConn, error) { return nil, errors.New("nobody to ask") })
 	defer tracker.close()
 	tracker.watching = true

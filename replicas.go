@@ -16,28 +16,38 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// ErrReplicaLag is the error of a read under [WithReplica] whose session's writes were not replayed on the replica within
-// [Config.MaxReplicaWait]. Test for it with errors.Is; errors.As with a [*ReplicaLagError] gives the positions.
+// ErrReplicaLag is the error of a read under [WithReplica] if the replica does not show what the read has to see: what its
+// session has written, within [Config.MaxReplicaWait], or what is allowed to be missing by [Config.MaxReplicaLag],
+// [WithMaxLag] or [WithFresh]. Test for it with errors.Is; errors.As with a [*ReplicaLagError] gives the positions or the lag.
 var ErrReplicaLag = errors.New("flyregion: replica has not replayed the session's writes")
 
 // ReplicaLagError says how far a replica was behind what a read had to see. It is an [ErrReplicaLag].
 type ReplicaLagError struct {
 	Region   string
-	Required LSN // the position of the session's last write
+	Required LSN // the position that the read had to see, 0 if it needed none
 	Replayed LSN // the replica's replay position when it was last asked, 0 if that may be in another log than the primary's
+	// Limit is how far behind the replica might be: [Config.MaxReplicaLag], or what [WithMaxLag] allows. It is 0 if the read
+	// failed for its position. Lag is then how far behind the replica was, the largest Duration if it did not show that.
+	Limit, Lag time.Duration
 
 	doubt string // why that may be, "" if it is not said
 }
 
 func (e *ReplicaLagError) Error() string {
+	switch {
+	case e.Limit > 0 && e.Lag == unknownLag:
+		return fmt.Sprintf("flyregion: replica in %s does not show that it is at most %v behind the primary", e.Region, e.Limit)
+	case e.Limit > 0:
+		return fmt.Sprintf("flyregion: replica in %s is up to %v behind the primary, and may be %v", e.Region, e.Lag.Round(time.Millisecond), e.Limit)
+	}
 	if e.Replayed == 0 {
-		text := fmt.Sprintf("flyregion: replica in %s does not show that it follows the primary, where the session wrote %s", e.Region, e.Required)
+		text := fmt.Sprintf("flyregion: replica in %s does not show that it follows the primary, in whose log the read has to see %s", e.Region, e.Required)
 		if e.doubt != "" {
 			text += ": " + e.doubt
 		}
 		return text
 	}
-	return fmt.Sprintf("flyregion: replica in %s has replayed %s, the session wrote %s", e.Region, e.Replayed, e.Required)
+	return fmt.Sprintf("flyregion: replica in %s has replayed %s, and the read has to see %s", e.Region, e.Replayed, e.Required)
 }
 
 // Is reports whether target is ErrReplicaLag.
@@ -429,7 +439,7 @@ func newReplica(p *primary, d *discovery, h *replicaHost, address string, limit 
 	config.ConnConfig.ValidateConnect = validateBoth(config.ConnConfig.ValidateConnect, r.validate)
 
 	beforeConnect, dial := config.BeforeConnect, config.ConnConfig.DialFunc
-	r.tracker = newTracker(region, &p.identity, p.reconnect, func(ctx context.Context) (_ *pgconn.PgConn, err error) {
+	r.tracker = newTracker(region, p, p.reconnect, func(ctx context.Context) (_ *pgconn.PgConn, err error) {
 		defer func() { r.connects.failed(err) }()
 
 		one := config.ConnConfig.Copy()
@@ -454,6 +464,7 @@ func newReplica(p *primary, d *discovery, h *replicaHost, address string, limit 
 		}
 		return conn, nil
 	})
+	r.tracker.staleness.limit = p.maxLag
 	r.guard = newGuard(region, r.tracker.answers, r.tracker.background, r.fail)
 	config.ConnConfig.DialFunc = r.guard.dial(dial)
 

@@ -18,9 +18,10 @@ const (
 	becauseWrite       reason = "write"
 	becauseTransaction reason = "transaction"
 	becauseAsked       reason = "asked"               // by the context or a comment in the statement
-	becauseUnknown     reason = "position_unknown"    // the position of the session's last write is not known
+	becauseUnknown     reason = "position_unknown"    // the position that the read has to see is not known
 	becauseSooner      reason = "primary_sooner"      // the primary was expected to answer before the replica shows the session's writes
-	becauseLag         reason = "replica_lag"         // the replica did not replay the session's writes in time
+	becauseLag         reason = "replica_lag"         // the replica did not replay in time what the read has to see
+	becauseBehind      reason = "replica_behind"      // the replica is further behind than is allowed
 	becauseUnreachable reason = "replica_unreachable" // no connection to a replica
 	becauseRefused     reason = "replica_refused"     // the replica took the statement for a write
 	becauseLost        reason = "replica_lost"        // the connection broke, or the replica ended it
@@ -81,7 +82,7 @@ func (r *route) fallBack(why reason, cause error) {
 
 // affectsAllReads reports whether the route leads to the primary for a reason that sends many other reads there at the same time.
 func (r *route) affectsAllReads() bool {
-	return r.why == becauseLag || r.why == becauseSooner || r.why == becauseUnreachable
+	return r.why == becauseLag || r.why == becauseBehind || r.why == becauseSooner || r.why == becauseUnreachable
 }
 
 // route decides where a statement goes, by its context and its SQL.

@@ -26,6 +26,7 @@ type serverID int64
 // report is a server's answer to reportSQL. It is immutable once it was parsed.
 type report struct {
 	asked  uint64        // when the question was sent, by this process's clock
+	at     time.Time     // likewise, by this machine's clock
 	took   time.Duration // until the answer was there; 0 if the server was asked to wait
 	server serverID
 	// system identifies the cluster: a primary, its standbys and copies of them have the same. It is 0 if the role may not
@@ -45,7 +46,17 @@ type report struct {
 	// streams and the role may see that. It is 0 if the role may not see it.
 	timeline int
 	version  int // server_version_num, such as 150018
+	// wallTime is what the server's clock showed.
+	wallTime serverTime
+	// committed is when the last transaction that a standby has replayed was committed, by the clock of its primary. It is 0
+	// if the standby has replayed none since it was started.
+	committed serverTime
+	// streams says that the standby's WAL receiver runs. It is true if the role may not see that.
+	streams bool
 }
+
+// serverTime is a time in microseconds since 1970, by the clock of one server. Those of two machines differ.
+type serverTime int64
 
 // reportSQL works on PostgreSQL 10 and newer. A standby's position is read before its timeline, so that the timeline holds
 // for all that comes before the position. The timeline that a standby streams is null for roles without the privileges of
@@ -57,11 +68,12 @@ const (
 		`(select min_recovery_end_timeline from pg_catalog.pg_control_recovery()), ` +
 		`(select received_tli from pg_catalog.pg_stat_get_wal_receiver())) ` +
 		`else ` + primaryTimeline + ` end, ` +
-		`(select system_identifier from pg_catalog.pg_control_system())`
+		`(select system_identifier from pg_catalog.pg_control_system()), ` +
+		`not pg_catalog.pg_is_in_recovery() or (select pid is not null from pg_catalog.pg_stat_get_wal_receiver())`
 
 	// unprivilegedReportSQL is for a role that may not call the functions of reportSQL.
 	unprivilegedReportSQL = reportStart +
-		`case when pg_catalog.pg_is_in_recovery() then 0 else ` + primaryTimeline + ` end, 0`
+		`case when pg_catalog.pg_is_in_recovery() then 0 else ` + primaryTimeline + ` end, 0, true`
 
 	reportStart = `select (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
 		`pg_catalog.current_setting('server_version_num'), ` +
@@ -71,7 +83,9 @@ const (
 		`pg_catalog.pg_is_in_recovery(), ` +
 		`coalesce(case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn() ` +
 		`else pg_catalog.pg_current_wal_flush_lsn() end, '0/0'), ` +
-		`coalesce(pg_catalog.pg_last_wal_receive_lsn(), '0/0'), `
+		`coalesce(pg_catalog.pg_last_wal_receive_lsn(), '0/0'), ` +
+		`(extract(epoch from pg_catalog.clock_timestamp()) * 1000000)::bigint, ` +
+		`coalesce((extract(epoch from pg_catalog.pg_last_xact_replay_timestamp()) * 1000000)::bigint, 0), `
 
 	primaryTimeline = `('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int`
 )
@@ -86,13 +100,13 @@ func askReport(ctx context.Context, conn *pgconn.PgConn) (report, error) {
 }
 
 func ask(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
-	asked, began := clock.Add(1), uptime()
+	asked, at := clock.Add(1), time.Now()
 	row, err := oneRow(ctx, conn, sql)
 	if err != nil {
 		return report{}, err
 	}
-	r, err := parseReport(row, asked, conn)
-	r.took = uptime() - began
+	r, err := parseReport(row, asked, at, conn)
+	r.took = time.Since(at)
 	return r, err
 }
 
@@ -126,7 +140,7 @@ func prepareReport(ctx context.Context, conn *pgconn.PgConn, r *report) error {
 // askPrepared is askReport on a connection that prepareReport was called for. The server runs sql before it answers, if
 // that is not empty.
 func askPrepared(ctx context.Context, conn *pgconn.PgConn, sql string) (report, error) {
-	asked, began := clock.Add(1), uptime()
+	asked, at := clock.Add(1), time.Now()
 	p := conn.StartPipeline(ctx)
 	if sql != "" {
 		p.SendQueryParams(sql, nil, nil, nil, nil)
@@ -155,15 +169,15 @@ func askPrepared(ctx context.Context, conn *pgconn.PgConn, sql string) (report, 
 	if last == nil || len(last.Rows) != 1 {
 		return report{}, errors.New("flyregion: the server did not answer a report with one row")
 	}
-	r, err := parseReport(last.Rows[0], asked, conn)
+	r, err := parseReport(last.Rows[0], asked, at, conn)
 	if sql == "" {
-		r.took = uptime() - began
+		r.took = time.Since(at)
 	}
 	return r, err
 }
 
-func parseReport(row [][]byte, asked uint64, conn *pgconn.PgConn) (r report, err error) {
-	const columns = 10
+func parseReport(row [][]byte, asked uint64, at time.Time, conn *pgconn.PgConn) (r report, err error) {
+	const columns = 13
 	if len(row) != columns {
 		return report{}, fmt.Errorf("flyregion: a report of %d columns, want %d", len(row), columns)
 	}
@@ -183,6 +197,7 @@ func parseReport(row [][]byte, asked uint64, conn *pgconn.PgConn) (r report, err
 	}
 	r = report{
 		asked:           asked,
+		at:              at,
 		server:          serverID(number(0, "pg_postmaster_start_time")),
 		version:         int(number(1, "server_version_num")),
 		pooled:          uint32(number(2, "pg_backend_pid")) != conn.PID(),
@@ -191,8 +206,11 @@ func parseReport(row [][]byte, asked uint64, conn *pgconn.PgConn) (r report, err
 		recovering:      string(row[5]) == "t",
 		position:        position(6),
 		received:        position(7),
-		timeline:        int(number(8, "timeline")),
-		system:          uint64(number(9, "system_identifier")),
+		wallTime:        serverTime(number(8, "clock_timestamp")),
+		committed:       serverTime(number(9, "pg_last_xact_replay_timestamp")),
+		timeline:        int(number(10, "timeline")),
+		system:          uint64(number(11, "system_identifier")),
+		streams:         string(row[12]) == "t",
 	}
 	if r.received > 0 {
 		// A standby that begins to stream reports the beginning of a WAL file, which may be before its replay position.

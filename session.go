@@ -148,8 +148,19 @@ type contextKey struct{}
 type intent struct {
 	session *Session
 	target  target
-	noWait  bool
+	wants   freshness
+	maxLag  time.Duration // of wantsRecent
 }
+
+// freshness is what a read on a replica has to see.
+type freshness uint8
+
+const (
+	wantsSession freshness = iota // what its session has written
+	wantsAny                      // anything
+	wantsRecent                   // what anybody had committed until some time ago
+	wantsAll                      // what anybody had committed, and what its session has written
+)
 
 func intentOf(ctx context.Context) intent {
 	if in, ok := ctx.Value(contextKey{}).(*intent); ok {
@@ -184,7 +195,40 @@ func WithReplica(ctx context.Context) context.Context {
 }
 
 // WithoutWait returns a context whose reads do not wait for any write to be replayed. They may miss even this process's own
-// writes. It is what await: false is in fly_postgres.
+// writes. It is what await: false is in fly_postgres. Of WithoutWait, [WithMaxLag] and [WithFresh] the innermost holds.
 func WithoutWait(ctx context.Context) context.Context {
-	return withIntent(ctx, func(in *intent) { in.noWait = true })
+	return withIntent(ctx, func(in *intent) { in.wants = wantsAny })
+}
+
+// WithMaxLag returns a context whose reads see all that anybody had committed until d before they began. Any replica that is
+// at most d behind serves them, [Config.MaxReplicaLag] or not, and else the primary. They do not wait, and may miss even this
+// process's own writes of that time. Spanner and CockroachDB call this bounded staleness. A d of 0 or less is [WithFresh].
+//
+// The primary is asked for its position in the background, about twice in d while such reads are made. The first of them, and
+// one that comes when nobody has asked for d, waits for the answer: one round trip, as for the primary itself. So d should be
+// well above that. The times are those of this process, which knows when it asked. What a replica shows may also be told by the
+// time at which its last transaction was committed: by the primary's clock, which this process knows from the same answers.
+// No two clocks are compared.
+//
+// A transaction that was committed with synchronous_commit=off counts as committed when it is flushed, within three times
+// wal_writer_delay. Under [WithReplica] a read waits up to [Config.MaxReplicaWait] for a replica that shows enough, and then
+// fails with an [ErrReplicaLag]. Where the pool has no replica the context changes nothing.
+func WithMaxLag(ctx context.Context, d time.Duration) context.Context {
+	if d <= 0 {
+		return WithFresh(ctx)
+	}
+	return withIntent(ctx, func(in *intent) { in.wants, in.maxLag = wantsRecent, d })
+}
+
+// WithFresh returns a context whose reads see all that anybody had committed before they began, by whichever process, and
+// what their session has written. The primary is asked for its position, which is one small round trip, and the read runs on a
+// replica that shows that. It waits for the replica as other reads do, and else runs on the primary. So it takes longer than a
+// read on the primary, but for the work of a heavy query, which the primary is spared. Reads that begin at the same time share
+// questions.
+//
+// A transaction that was committed with synchronous_commit=off counts as committed when it is flushed, within three times
+// wal_writer_delay. Under [WithReplica] the read waits up to [Config.MaxReplicaWait] and then fails with an [ErrReplicaLag].
+// Where the pool has no replica the context changes nothing.
+func WithFresh(ctx context.Context) context.Context {
+	return withIntent(ctx, func(in *intent) { in.wants = wantsAll })
 }

@@ -90,10 +90,10 @@ func TestSessionConcurrent(t *testing.T) {
 func TestIntents(t *testing.T) {
 	var s Session
 	ctx := WithSession(WithReplica(WithoutWait(t.Context())), &s)
-	if got := intentOf(ctx); got != (intent{session: &s, target: targetReplica, noWait: true}) {
+	if got := intentOf(ctx); got != (intent{session: &s, target: targetReplica, wants: wantsAny}) {
 		t.Errorf("the context asks %+v", got)
 	}
-	if got := intentOf(WithSession(WithPrimary(ctx), nil)); got != (intent{target: targetPrimary, noWait: true}) {
+	if got := intentOf(WithSession(WithPrimary(ctx), nil)); got != (intent{target: targetPrimary, wants: wantsAny}) {
 		t.Errorf("the context asks %+v", got)
 	}
 	if got := intentOf(t.Context()); got != (intent{}) {

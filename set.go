@@ -3,6 +3,7 @@ package flyregion
 import (
 	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // replicas is the set of replicas that reads are spread over.
@@ -42,15 +43,15 @@ func (rs *replicas) store(list []*replica) {
 	rs.current.Store(set)
 }
 
-// choose returns the replica that the next read goes to, nil if none can be reached. If it can, it returns one that is known
-// to show what state covers. Those of tried have been tried in vain.
-func (rs *replicas) choose(state sessionState, tried []*replica) *replica {
+// choose returns the replica that the next read goes to, nil if none can be reached that is not left alone. If it can, it
+// returns one that is known to show what state covers. Those of tried have been tried in vain.
+func (rs *replicas) choose(rt *route, state sessionState, tried []*replica) *replica {
 	var spare *replica
 	for _, group := range rs.current.Load().groups {
-		if r := rs.balance.guess(group); r != nil && fits(r, tried) && !r.notPreferred() && (len(group) == 1 || r.shows(state)) {
+		if r := rs.balance.guess(group); r != nil && fits(rt, r, tried) && !r.notPreferred() && (len(group) == 1 || r.shows(rt, state)) {
 			return r
 		}
-		r, other := rs.chooseOf(group, state, tried)
+		r, other := rs.chooseOf(rt, group, state, tried)
 		if r != nil {
 			return r
 		}
@@ -62,12 +63,12 @@ func (rs *replicas) choose(state sessionState, tried []*replica) *replica {
 }
 
 // chooseOf is choose for one group. spare is a replica that is not preferred, if there is no other.
-func (rs *replicas) chooseOf(group []*replica, state sessionState, tried []*replica) (chosen, spare *replica) {
+func (rs *replicas) chooseOf(rt *route, group []*replica, state sessionState, tried []*replica) (chosen, spare *replica) {
 	var room [64]*replica // so that a choice among a few replicas allocates nothing
 	fit := room[:0]
 	for _, r := range group {
 		switch {
-		case !fits(r, tried):
+		case !fits(rt, r, tried):
 		case r.notPreferred():
 			spare = r
 		default:
@@ -79,7 +80,7 @@ func (rs *replicas) chooseOf(group []*replica, state sessionState, tried []*repl
 	}
 	show := 0
 	for _, r := range fit {
-		if r.shows(state) {
+		if r.shows(rt, state) {
 			fit[show] = r
 			show++
 		}
@@ -90,14 +91,14 @@ func (rs *replicas) chooseOf(group []*replica, state sessionState, tried []*repl
 	return rs.balance.pick(fit), nil
 }
 
-// fits reports whether a replica can be reached, and is not one of those that were tried.
-func fits(r *replica, tried []*replica) bool {
-	return (tried == nil || !slices.Contains(tried, r)) && r.up()
+// fits reports whether a replica can be reached, is not left alone, and is not one of those that were tried.
+func fits(rt *route, r *replica, tried []*replica) bool {
+	return (tried == nil || !slices.Contains(tried, r)) && r.up() && !r.leftAlone(rt)
 }
 
 // hasPreferred reports whether there is a better replica to try than r, which is not preferred.
 func (rs *replicas) hasPreferred(r *replica, tried []*replica) bool {
-	other := rs.choose(sessionState{}, append(slices.Clone(tried), r))
+	other := rs.choose(&route{}, sessionState{}, append(slices.Clone(tried), r))
 	return other != nil && !other.notPreferred()
 }
 
@@ -109,7 +110,7 @@ func (rs *replicas) alike(r *replica) []*replica {
 			continue
 		}
 		for _, other := range group {
-			if other != r && other.up() && !other.notPreferred() {
+			if other != r && other.up() && !other.leftAlone(&route{}) && !other.notPreferred() {
 				alike = append(alike, other)
 			}
 		}
@@ -146,13 +147,25 @@ func (rs *replicas) in(region string) (found *replica) {
 	return found
 }
 
-// shows reports whether the replica is known to have replayed what state covers.
-func (r *replica) shows(state sessionState) bool {
+// whyNone returns the error because of which no replica but reserves is chosen, and the region of that replica.
+func (rs *replicas) whyNone() (region string, cause error) {
+	for _, r := range rs.list() {
+		if r.health.good() && r.tracker.staleness.isTooFar() {
+			return r.region, r.tooFarError()
+		}
+	}
+	first := rs.list()[0]
+	return first.region, first.connects.lastError()
+}
+
+// shows reports whether the replica is known to show what a read has to see: what state covers, or enough for WithMaxLag.
+func (r *replica) shows(rt *route, state sessionState) bool {
 	if state.position == 0 {
 		return true
 	}
 	latest := r.tracker.latest.Load()
-	return latest != nil && r.tracker.verdict(latest, state) == caughtUp
+	return latest != nil && (r.tracker.verdict(latest, state) == caughtUp ||
+		rt.wants == wantsRecent && r.tracker.showsUntil(latest, rt.maxLag, time.Now()))
 }
 
 // notPreferred reports whether the replica is no standby, where standbys are preferred.

@@ -30,13 +30,16 @@ type ReplicaStatus struct {
 	// behind what the Pool itself has written, 0 if it is not behind or the Pool has written nothing that it knows the position of.
 	Position    LSN
 	BytesBehind int64
+	// Lag is how far the replica was behind the primary at most when it was last asked, as [Config.MaxReplicaLag] measures it. It
+	// is the largest Duration if that is not known.
+	Lag time.Duration
 	// RoundTrip is how long the replica takes to answer a question, a moving average, 0 if it was not measured yet.
 	RoundTrip time.Duration
 
 	Conns *pgxpool.Stat // the replica's pool
 	Reads int64         // how many reads it was sent
-	// LeftAlone says why no read goes to the replica at present, "" if reads may: "unreachable", "weight 0", or "reserve",
-	// which is read from only while no other replica can be reached.
+	// LeftAlone says why no read goes to the replica at present, "" if reads may: "unreachable", "behind" by more than
+	// [Config.MaxReplicaLag], "weight 0", or "reserve", which is read from only while no other replica can be reached.
 	LeftAlone string
 }
 
@@ -48,6 +51,7 @@ func (r *replica) status(own sessionState) ReplicaStatus {
 		Address:   r.endpoint(),
 		Machine:   machineOf(r.host.name),
 		Reachable: r.health.good(),
+		Lag:       r.tracker.currentLag(),
 		RoundTrip: r.tracker.roundTrip.average(),
 		Conns:     r.pool.Stat(),
 		Reads:     r.reads.load(),
@@ -56,6 +60,8 @@ func (r *replica) status(own sessionState) ReplicaStatus {
 	case !s.Reachable:
 		s.UnreachableSince, s.Err = r.health.unreachableSince(), r.connects.lastError()
 		s.LeftAlone = "unreachable"
+	case r.tracker.staleness.isTooFar():
+		s.LeftAlone = "behind"
 	case r.host.weight == 0:
 		s.LeftAlone = "weight 0"
 	case r.host.reserve:

@@ -44,8 +44,10 @@ const (
 
 // trust gives the verdict on the servers of one region. Each new connection may lead to another of them.
 type trust struct {
-	primary  *atomic.Pointer[identity] // the primary's own, which the primary writes and trust only reads
-	standbys atomic.Pointer[[]standby]
+	primary *atomic.Pointer[identity] // the primary's own, which the primary writes and trust only reads
+	// primaryClock is what the primary's clock showed when it was asked last, likewise.
+	primaryClock *atomic.Pointer[clockReading]
+	standbys     atomic.Pointer[[]standby]
 }
 
 // standby is the end of what one standby had received when it was first asked after the first report of a primary.
@@ -116,6 +118,17 @@ func doubtOf(r *report, primary *identity, origin serverID) logDoubt {
 		return newerTimeline
 	}
 	return noDoubt
+}
+
+// showsUntil reports whether a standby shows all that was committed until d before now, by the time at which the last
+// transaction that it has replayed was committed. That is a time of the primary's clock, and so is this one of now.
+func (t *trust) showsUntil(r *report, d time.Duration, now time.Time) bool {
+	primary := t.primary.Load()
+	if primary == nil || !r.recovering || !sameLog(r, primary) || r.committed == 0 {
+		return false
+	}
+	c := t.primaryClock.Load()
+	return c != nil && c.when(now).since(r.committed) <= d
 }
 
 // sameLog reports whether a standby is of the primary's cluster and replays its timeline.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
@@ -57,7 +58,9 @@ func everyCall(t *testing.T, db runner, name string) {
 	}
 	var n int
 	must(db.QueryRow(ctx, "select count(*) from "+name).Scan(&n))
-	must(db.QueryRow(WithReplica(ctx), "select count(*) from "+name).Scan(&n))
+	for _, ctx := range []context.Context{WithReplica(ctx), WithoutWait(ctx), WithMaxLag(ctx, time.Second), WithFresh(ctx)} {
+		must(db.QueryRow(ctx, "select count(*) from "+name).Scan(&n))
+	}
 	must(db.QueryRow(WithPrimary(WithSession(ctx, &Session{})), "insert into "+name+" values (2, 'two') returning id").Scan(&n))
 
 	reads, writes := &pgx.Batch{}, &pgx.Batch{}

@@ -40,7 +40,8 @@ type Config struct {
 	// Primary is the region of the server that is the leader at first; default "nrt".
 	Primary string
 
-	// Replicas are the regions of the streaming replicas, one each. It may be empty.
+	// Replicas are the regions of the streaming replicas, one for each. A region may be named several times, the primary's
+	// too. It may be empty.
 	Replicas []string
 
 	// Parameters are settings for all servers, as in postgresql.conf, besides those that the cluster makes and in place of
@@ -110,12 +111,9 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 		config.Primary = "nrt"
 	}
 	regions := append([]string{config.Primary}, config.Replicas...)
-	for i, name := range append(slices.Clone(regions), config.App) {
+	for _, name := range append(slices.Clone(regions), config.App) {
 		if !label.MatchString(name) {
 			return nil, fmt.Errorf("pgcluster: %q cannot be a part of a host name: lower case letters, digits and hyphens can", name)
-		}
-		if i < len(regions) && slices.Contains(regions[:i], name) {
-			return nil, fmt.Errorf("pgcluster: region %q is named twice", name)
 		}
 	}
 	c, err := start(ctx, config, regions, config.progress())
@@ -162,11 +160,12 @@ func start(ctx context.Context, config Config, regions []string, p progress) (_ 
 		s := &Server{
 			cluster:     c,
 			region:      region,
+			name:        c.nameIn(region),
 			machine:     machineID(i),
 			ip:          serverIP(i),
-			folder:      filepath.Join(c.folder, region),
 			replication: newLink(),
 		}
+		s.folder = filepath.Join(c.folder, s.name)
 		c.servers = append(c.servers, s)
 		if i == 0 {
 			c.leader = s
@@ -175,7 +174,7 @@ func start(ctx context.Context, config Config, regions []string, p progress) (_ 
 			return nil, err
 		}
 		if s.upstream, err = c.relay(c.live, s.replication, s.region, s.source); err != nil {
-			return nil, fmt.Errorf("pgcluster: replication of %s: %w", s.region, err)
+			return nil, fmt.Errorf("pgcluster: replication of %s: %w", s.name, err)
 		}
 		if err = s.makeFolders(); err != nil {
 			return nil, err
@@ -207,12 +206,21 @@ func start(ctx context.Context, config Config, regions []string, p progress) (_ 
 	}
 	if len(config.Replicas) > 0 {
 		p.step("waiting until the replicas stream")
-		if err = c.waitStreaming(ctx, config.Replicas...); err != nil {
+		if err = c.waitStreaming(ctx, c.servers[1:]...); err != nil {
 			return nil, err
 		}
 	}
 	p.step("ready")
 	return c, nil
+}
+
+// nameIn returns the name of the next server in a region.
+func (c *Cluster) nameIn(region string) string {
+	name := region
+	for n := 2; c.Server(name) != nil; n++ {
+		name = fmt.Sprintf("%s-%d", region, n)
+	}
+	return name
 }
 
 // each runs a step for several servers at once.
@@ -284,7 +292,7 @@ func (s *Server) configure(common map[string]string) error {
 	own["log_directory"] = filepath.Join(s.folder, "log")
 	// The primary has it too, for the time when it is not the primary any more.
 	own["primary_conninfo"] = fmt.Sprintf("host=127.0.0.1 port=%s user=%s password=%s sslmode=disable application_name=%s",
-		portOf(s.upstream.Addr()), superuser, password, s.region)
+		portOf(s.upstream.Addr()), superuser, password, s.name)
 	return writeSettings(s.data(), own)
 }
 
@@ -297,9 +305,13 @@ func (s *Server) follow() error {
 	return s.cluster.account.own(file)
 }
 
-// waitStreaming returns when the replicas in these regions stream from the leader and have what it has flushed by now. One
-// that still streams the timeline before the leader's does not have that.
-func (c *Cluster) waitStreaming(ctx context.Context, regions ...string) error {
+// waitStreaming returns when these replicas stream from the leader and have what it has flushed by now. One that still streams
+// the timeline before the leader's does not have that.
+func (c *Cluster) waitStreaming(ctx context.Context, replicas ...*Server) error {
+	var names []string
+	for _, s := range replicas {
+		names = append(names, s.name)
+	}
 	const sql = `select count(distinct application_name) = $1 from pg_stat_replication
 		where state = 'streaming' and flush_lsn >= $3::text::pg_lsn and application_name = any($2)`
 	return c.Leader().connected(ctx, func(conn *pgx.Conn) error {
@@ -307,7 +319,7 @@ func (c *Cluster) waitStreaming(ctx context.Context, regions ...string) error {
 		if err := conn.QueryRow(ctx, "select pg_current_wal_flush_lsn()::text").Scan(&flushed); err != nil {
 			return err
 		}
-		return pollQuery(ctx, conn, sql, len(regions), regions, flushed)
+		return pollQuery(ctx, conn, sql, len(names), names, flushed)
 	})
 }
 
@@ -351,10 +363,11 @@ func (c *Cluster) URL() string {
 	return fmt.Sprintf("postgres://%s:%s@%s.internal:%d/%s?sslmode=disable", superuser, password, c.app, leaderPort, database)
 }
 
-// Server returns the server in a region, nil if there is none.
-func (c *Cluster) Server(region string) *Server {
+// Server returns a server by its name, nil if there is none. The first server of a region has the region's name, the others are
+// "ord-2", "ord-3" and so on.
+func (c *Cluster) Server(name string) *Server {
 	for _, s := range c.servers {
-		if s.region == region {
+		if s.name == name {
 			return s
 		}
 	}
@@ -384,15 +397,15 @@ func (c *Cluster) SetLatency(a, b string, roundTrip time.Duration) {
 	c.network.leg(a, b).Store(int64(max(0, roundTrip)))
 }
 
-// Link returns the path from the apps in one region to the servers in another, or the same: ports 5432 and 5433 of that
-// region's machine. A connection to <app>.flycast takes the path to the region that the leader was in when it was made.
+// Link returns the path from the apps in a region to a server, which is named as for Server: ports 5432 and 5433 of its machine.
+// A connection to <app>.flycast takes the path to the server that was the leader when it was made.
 func (c *Cluster) Link(from, to string) *Link {
 	return c.network.link(from, to)
 }
 
-// Replication returns the path by which the WAL comes to the replica in a region, nil if there is no server in it.
-func (c *Cluster) Replication(region string) *Link {
-	if s := c.Server(region); s != nil {
+// Replication returns the path by which the WAL comes to a server, which is named as for Server, nil if there is none.
+func (c *Cluster) Replication(name string) *Link {
+	if s := c.Server(name); s != nil {
 		return s.replication
 	}
 	return nil

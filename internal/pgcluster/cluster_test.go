@@ -269,7 +269,6 @@ func TestStartLeavesNothingBehind(t *testing.T) {
 	})
 	t.Run("wrong names", func(t *testing.T) {
 		for _, config := range []Config{
-			{Replicas: []string{"nrt"}},
 			{Replicas: []string{"o.rd"}},
 			{App: "App"},
 			{Primary: "../x"},
@@ -404,9 +403,12 @@ func TestNames(t *testing.T) {
 	must(t, err)
 	defer n.close()
 	c := &Cluster{app: "db", network: n} // names need no running servers
-	for i, region := range []string{"nrt", "ord", "syd"} {
-		c.servers = append(c.servers, &Server{region: region, machine: machineID(i), ip: serverIP(i)})
+	for i, region := range []string{"nrt", "ord", "syd", "lax", "lax", "lax"} {
+		c.servers = append(c.servers, &Server{region: region, name: c.nameIn(region), machine: machineID(i), ip: serverIP(i)})
 	}
+	c.SetLatency("fra", "lax", 400*time.Millisecond)
+	c.Server("lax-3").Unlist()
+	lax, lax2 := c.Server("lax").IP(), c.Server("lax-2").IP()
 	c.SetLatency("fra", "nrt", 300*time.Millisecond)
 	c.SetLatency("fra", "ord", 100*time.Millisecond)
 	c.SetLatency("fra", "syd", 200*time.Millisecond)
@@ -415,13 +417,16 @@ func TestNames(t *testing.T) {
 		from, host string
 		want       []string
 	}{
-		{"fra", "db.internal", []string{nrt, ord, syd}},
-		{"fra", "global.db.internal", []string{nrt, ord, syd}},
+		{"fra", "db.internal", []string{nrt, ord, syd, lax, lax2}},
+		{"fra", "global.db.internal", []string{nrt, ord, syd, lax, lax2}},
+		{"fra", "lax.db.internal", []string{lax, lax2}},
+		{"fra", c.Server("lax-2").Machine() + ".vm.db.internal", []string{lax2}},
+		{"fra", c.Server("lax-3").Machine() + ".vm.db.internal", nil},
 		{"fra", "ord.db.internal", []string{ord}},
 		{"fra", "ORD.DB.Internal.", []string{ord}},
 		{"fra", "top1.nearest.of.db.internal", []string{ord}},
 		{"fra", "top2.nearest.of.db.internal", []string{ord, syd}},
-		{"fra", "top9.nearest.of.db.internal", []string{ord, syd, nrt}},
+		{"fra", "top9.nearest.of.db.internal", []string{ord, syd, nrt, lax, lax2}},
 		{"nrt", "top1.nearest.of.db.internal", []string{nrt}},
 		{"syd", "top1.nearest.of.db.internal", []string{syd}},
 		{"fra", c.Server("syd").Machine() + ".vm.db.internal", []string{syd}},
@@ -448,9 +453,9 @@ func TestNames(t *testing.T) {
 		}
 	}
 	for host, want := range map[string]string{
-		"regions.db.internal": "nrt,ord,syd",
+		"regions.db.internal": "nrt,ord,syd,lax",
 		"vms.DB.internal.": c.Server("nrt").Machine() + " nrt," + c.Server("ord").Machine() + " ord," +
-			c.Server("syd").Machine() + " syd",
+			c.Server("syd").Machine() + " syd," + c.Server("lax").Machine() + " lax," + c.Server("lax-2").Machine() + " lax",
 	} {
 		if got, err := c.From("fra").LookupTXT(ctx, host); err != nil || len(got) != 1 || got[0] != want {
 			t.Errorf("%q: %v %v, want %q", host, got, err, want)

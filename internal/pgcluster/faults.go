@@ -39,7 +39,7 @@ func (s *Server) murder(p postmaster) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if err := waitGone(ctx, pids...); err != nil {
-		return fmt.Errorf("pgcluster: the server in %s survives SIGKILL: %w", s.region, err)
+		return fmt.Errorf("pgcluster: server %s survives SIGKILL: %w", s.name, err)
 	}
 	// A zombie still has its number: PostgreSQL would take it for a server that runs on this data.
 	file := filepath.Join(s.data(), "postmaster.pid")
@@ -77,7 +77,7 @@ func (s *Server) Crash(ctx context.Context) error {
 		})
 	}
 	if err != nil {
-		return fmt.Errorf("pgcluster: crash of the server in %s: %w", s.region, err)
+		return fmt.Errorf("pgcluster: crash of server %s: %w", s.name, err)
 	}
 	return nil
 }

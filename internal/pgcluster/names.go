@@ -27,12 +27,12 @@ func machineID(i int) string {
 // region codes, without regard to case and with or without a trailing dot:
 //
 //	<app>.internal, global.<app>.internal    all servers
-//	<region>.<app>.internal                  that region's server
+//	<region>.<app>.internal                  that region's servers
 //	top<N>.nearest.of.<app>.internal         the N servers with the lowest latency from this site, nearest first
 //	<machine id>.vm.<app>.internal           that server
 //	<app>.flycast                            the proxy that leads to the leader
 //
-// An address is returned as it is. Any other name gives a *net.DNSError whose IsNotFound is true.
+// Servers that were unlisted are left out. An address is returned as it is. Any other name gives a *net.DNSError whose IsNotFound is true.
 func (s *Site) LookupHost(ctx context.Context, host string) ([]string, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -65,11 +65,13 @@ func (s *Site) LookupTXT(ctx context.Context, host string) ([]string, error) {
 	var texts []string
 	switch strings.ToLower(strings.TrimSuffix(host, ".")) {
 	case "regions." + s.cluster.app + ".internal":
-		for _, server := range s.cluster.servers {
-			texts = append(texts, server.region)
+		for _, server := range s.cluster.listed() {
+			if !slices.Contains(texts, server.region) {
+				texts = append(texts, server.region)
+			}
 		}
 	case "vms." + s.cluster.app + ".internal":
-		for _, server := range s.cluster.servers {
+		for _, server := range s.cluster.listed() {
 			texts = append(texts, server.machine+" "+server.region)
 		}
 	default:
@@ -83,7 +85,7 @@ func notFound(host string) error {
 }
 
 func (s *Site) find(name string) []*Server {
-	servers := s.cluster.servers
+	servers := s.cluster.listed()
 	suffix := s.cluster.app + ".internal"
 	if name == suffix || name == "global."+suffix {
 		return servers
@@ -121,12 +123,14 @@ func (s *Site) find(name string) []*Server {
 		return near[:min(count, len(near))]
 	}
 	machine, isMachine := strings.CutSuffix(label, ".vm")
-	for _, server := range servers {
-		if isMachine && server.machine == machine || !isMachine && server.region == label {
-			return []*Server{server}
-		}
-	}
-	return nil
+	return slices.DeleteFunc(servers, func(server *Server) bool {
+		return isMachine && server.machine != machine || !isMachine && server.region != label
+	})
+}
+
+// listed returns the servers that lookups show.
+func (c *Cluster) listed() []*Server {
+	return slices.DeleteFunc(c.Servers(), func(s *Server) bool { return s.unlisted.Load() })
 }
 
 func (c *Cluster) serverByIP(ip netip.Addr) *Server {

@@ -171,25 +171,25 @@ func (s *Site) dial(ctx context.Context, ip netip.Addr, port int, remote net.Add
 	var way path
 	switch {
 	case ip == flycastIP && port == leaderPort:
-		server, to = leader, leader.region
-		way = path{c.network.leg(s.region, to)}
+		server, to = leader, leader.name
+		way = path{c.network.leg(s.region, leader.region)}
 	case port == leaderPort:
 		proxy := c.serverByIP(ip)
 		if proxy == nil {
 			return nil, errRefused
 		}
-		server, to = leader, proxy.region
-		way = path{c.network.leg(s.region, to)}
-		if to != leader.region {
-			way = append(way, c.network.leg(to, leader.region))
+		server, to = leader, proxy.name
+		way = path{c.network.leg(s.region, proxy.region)}
+		if proxy.region != leader.region {
+			way = append(way, c.network.leg(proxy.region, leader.region))
 		}
 	case port == serverPort:
 		server = c.serverByIP(ip)
 		if server == nil {
 			return nil, errRefused
 		}
-		to = server.region
-		way = path{c.network.leg(s.region, to)}
+		to = server.name
+		way = path{c.network.leg(s.region, server.region)}
 	default:
 		return nil, errRefused
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Promote makes the replica in a region the leader and returns when it can be written to. From then on the :5432 ports
+// Promote makes a replica, named as for Server, the leader and returns when it can be written to. From then on the :5432 ports
 // lead to it, and the other replicas stream from it, as soon as their links let them.
 //
 // A leader that is running is shut down first, with all it has written sent to the replicas that are connected, and comes
@@ -107,8 +107,8 @@ func (s *Server) waitForLeader(ctx context.Context) error {
 	if s.source() != leader || !leader.Running() || !s.Running() || !s.replication.passing() {
 		return nil
 	}
-	if err := s.cluster.waitStreaming(ctx, s.region); err != nil {
-		return fmt.Errorf("pgcluster: promote %s: it does not stream from the leader: %w", s.region, err)
+	if err := s.cluster.waitStreaming(ctx, s); err != nil {
+		return fmt.Errorf("pgcluster: promote %s: it does not stream from the leader: %w", s.name, err)
 	}
 	return nil
 }
@@ -124,7 +124,7 @@ func (s *Server) promote(ctx context.Context) error {
 		})
 	}
 	if err != nil {
-		return fmt.Errorf("pgcluster: promote %s: %w", s.region, s.withLog(err, before))
+		return fmt.Errorf("pgcluster: promote %s: %w", s.name, s.withLog(err, before))
 	}
 	return nil
 }
@@ -134,7 +134,7 @@ func (s *Server) promote(ctx context.Context) error {
 // replica again.
 func (s *Server) Secede(ctx context.Context) error {
 	if s.source() == nil {
-		return fmt.Errorf("pgcluster: the server in %s is the leader", s.region)
+		return fmt.Errorf("pgcluster: server %s is the leader", s.name)
 	}
 	if err := s.waitForLeader(ctx); err != nil {
 		return err
@@ -150,7 +150,7 @@ func (s *Server) Follow(region string) error {
 	if region != "" {
 		follows = s.cluster.Server(region)
 		if follows == nil || follows == s {
-			return fmt.Errorf("pgcluster: %s cannot follow %q", s.region, region)
+			return fmt.Errorf("pgcluster: %s cannot follow %q", s.name, region)
 		}
 	}
 	s.cluster.mu.Lock()

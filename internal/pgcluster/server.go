@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,6 +24,7 @@ var errStopped = errors.New("pgcluster: the cluster was stopped")
 type Server struct {
 	cluster     *Cluster
 	region      string
+	name        string
 	machine     string
 	ip          netip.Addr
 	folder      string
@@ -34,6 +36,8 @@ type Server struct {
 	release func()     // of the port
 	closed  bool
 
+	unlisted atomic.Bool
+
 	portMu sync.Mutex
 	port   int
 }
@@ -41,6 +45,23 @@ type Server struct {
 // Region returns the server's region.
 func (s *Server) Region() string {
 	return s.region
+}
+
+// Name returns what Cluster.Server knows the server by.
+func (s *Server) Name() string {
+	return s.name
+}
+
+// Unlist takes the server's machine out of the answers to lookups, as when it is stopped or destroyed. The server itself runs
+// on, and is reached at its address. List brings it back.
+func (s *Server) Unlist() { s.unlisted.Store(true) }
+
+// List is the reverse of Unlist.
+func (s *Server) List() { s.unlisted.Store(false) }
+
+// IP returns the address of the server's machine in the network of a Site.
+func (s *Server) IP() string {
+	return s.ip.String()
 }
 
 // Machine returns the id of the server's machine, as in <id>.vm.<app>.internal.
@@ -170,7 +191,7 @@ func (s *Server) start(ctx context.Context, first bool) error {
 			return ctx.Err()
 		}
 		if !lost || attempt == 10 {
-			return fmt.Errorf("pgcluster: starting the server in %s: %w", s.region, err)
+			return fmt.Errorf("pgcluster: starting server %s: %w", s.name, err)
 		}
 		// Somebody else has the port. That is all but impossible where ports can be reserved.
 		if first {
@@ -269,7 +290,7 @@ func (s *Server) stop(ctx context.Context) error {
 	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	if err := waitGone(patience, p.pid); err != nil {
-		return fmt.Errorf("pgcluster: stopping the server in %s: %w", s.region, err)
+		return fmt.Errorf("pgcluster: stopping server %s: %w", s.name, err)
 	}
 	return ctx.Err()
 }
@@ -311,7 +332,7 @@ func (s *Server) destroy() error {
 func (s *Server) choosePort() error {
 	port, release, err := reservePort()
 	if err != nil {
-		return fmt.Errorf("pgcluster: a port for the server in %s: %w", s.region, err)
+		return fmt.Errorf("pgcluster: a port for server %s: %w", s.name, err)
 	}
 	if s.release != nil {
 		s.release()

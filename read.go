@@ -185,7 +185,7 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 // question would, sees everything, and tells the position too.
 func (rd *reads) requiredOfSession(ctx context.Context, rt *route) (sessionState, error) {
 	session := rd.sessionOf(rt)
-	state := session.load()
+	state := rd.primary.written(session)
 	if rt.target == targetReplica || rd.primary.covers(state) {
 		return rd.primary.positionOf(ctx, session)
 	}
@@ -395,7 +395,7 @@ func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.
 
 	answers, err := rd.router.statements.catalog.ask(limited, conn.PgConn(), func(required sessionState) bool {
 		if !rd.primary.covers(required) {
-			required = rd.primary.session.load()
+			required = rd.primary.written(&rd.primary.session)
 		}
 		return rd.primary.covers(required) && rep.verdict(conn, required) == caughtUp
 	}, func(answers *catalogAnswers) (names []string) {

@@ -83,8 +83,12 @@ func (rs *replicas) choose(rt *route, state sessionState, tried []*replica) *rep
 				}
 			case len(group) == 1 || r.shows(rt, state):
 				return r
-			case waits == nil:
-				waits = r
+			default:
+				// Nobody else may ask it, as reads go to those that show more.
+				r.tracker.checkInBackground(time.Now())
+				if waits == nil {
+					waits = r
+				}
 			}
 		}
 		if waits != nil {
@@ -114,6 +118,19 @@ func (rs *replicas) alike(r *replica) []*replica {
 		}
 	}
 	return alike
+}
+
+// readFrom returns the replicas that reads go to now: those of the first group that can be reached, or of the first one if
+// none can.
+func (rs *replicas) readFrom() []*replica {
+	groups := rs.current.Load().groups
+	for _, group := range groups {
+		good := slices.DeleteFunc(slices.Clone(group), func(r *replica) bool { return !r.health.good() || r.notPreferred() })
+		if len(good) > 0 {
+			return good
+		}
+	}
+	return slices.Clone(groups[0])
 }
 
 // inUse returns the replicas without the reserves that were never needed.

@@ -100,7 +100,7 @@ func isUsable(address string) bool {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return !ip.IsUnspecified() && !ip.IsMulticast() && ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	}
-	return filepath.IsAbs(host) || !slices.ContainsFunc(strings.Split(strings.TrimSuffix(host, "."), "."), func(label string) bool { return !isDNSLabel(label) })
+	return filepath.IsAbs(host) || isHostName(host)
 }
 
 // endpoint returns what is dialed for an address of the host.

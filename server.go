@@ -295,5 +295,5 @@ func expired(ctx, limited context.Context) bool {
 
 // noAnswerError returns the error of who has waited for a replica's answer for as long as this package does.
 func noAnswerError(region string, waited time.Duration, cause error) error {
-	return fmt.Errorf("flyregion: replica in %s did not answer within %v: %w", region, waited, cause)
+	return fmt.Errorf("flyregion: %s did not answer within %v: %w", inRegion(region), waited, cause)
 }

@@ -48,6 +48,9 @@ func (rs *replicas) list() []*replica {
 
 // store replaces the replicas by those of list, whose reserves come last. The discovery's mu must be held.
 func (rs *replicas) store(list []*replica) {
+	if f := rs.discovery.regions; f != nil {
+		f.order(list)
+	}
 	set := &replicaSet{list: list}
 	begin := 0
 	for i, r := range list {

@@ -126,6 +126,13 @@ func (p *Pool) openReplicas(regions []string) (*pgxpool.Config, error) {
 			return nil, err
 		}
 	}
+	p.replicas.discovery.find(newRegionFinder(c, func(region string) ([]*replicaHost, error) {
+		hosts, err := c.hostsToRead([]string{region})
+		for _, h := range hosts {
+			p.router.statements.observe(h.config)
+		}
+		return hosts, err
+	}))
 	config, err := c.primaryConfig()
 	if err != nil {
 		return nil, fmt.Errorf("flyregion: invalid %s: %w", nameOfPrimaryRegion, err)

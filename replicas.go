@@ -99,6 +99,8 @@ type replica struct {
 
 	seen atomic.Pointer[report] // of the server that the latest connection led to, even if it was refused
 
+	roundTrip atomic.Int64 // smoothed, of the questions that new connections are asked, in nanoseconds; 0 if there was none
+
 	health    health
 	connects  connects
 	guard     *guard
@@ -358,7 +360,7 @@ func (r *replica) lagError(o *report, state sessionState) error {
 // validate is the ValidateConnect of a replica's connections. It accepts any server of the primary's cluster on which the
 // session is read-only, the primary too. Whether the server has replayed enough is decided for each read.
 func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
-	report, err := askReport(ctx, conn)
+	report, err := r.measureRoundTrip(ctx, conn)
 	if err != nil {
 		return err
 	}

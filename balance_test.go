@@ -198,7 +198,7 @@ func TestBalanceByPosition(t *testing.T) {
 	}
 	eventually(t, "syd shows the write", func() bool {
 		_, err := pool.replicas.in("syd").tracker.observe(ctx, 0)
-		return err == nil && pool.replicas.in("syd").shows(&route{}, pool.primary.session.load())
+		return err == nil && pool.replicas.in("syd").shows(&route{}, pool.primary.written(&pool.primary.session))
 	})
 	before := pool.replicas.in("ord").reads.load()
 	for range 20 {

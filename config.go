@@ -1,6 +1,7 @@
 package flyregion
 
 import (
+	"context"
 	"maps"
 	"os"
 	"slices"
@@ -18,7 +19,7 @@ type Config struct {
 
 	// Region is where this process runs, such as "ord". The default is fly_region in the connection string, then the
 	// environment variable FLY_REGION, then MY_REGION, which is for processes outside of Fly. When it is empty, or the same
-	// as PrimaryRegion, the pool is one plain pgxpool.
+	// as PrimaryRegion, the pool is one plain pgxpool, unless replicas in this region are configured.
 	Region string
 
 	// PrimaryRegion is where the writable server is. The default is fly_primary_region in the connection string, then
@@ -31,16 +32,36 @@ type Config struct {
 
 	// ReplicaRegions are the regions to read from, in order of preference. The default is fly_replica_regions in the
 	// connection string, separated by commas, then the Region alone. NewPoolWithConfig returns an error if one of them has
-	// neither a Fly name nor a connection string in ReplicaConnStrings, or if there is no Region. A process in the primary's
-	// region ignores them, so that all processes of an app can have the same.
+	// neither a Fly name nor a connection string in ReplicaConnStrings, or if there is no Region.
+	//
+	// All processes of an app can have the same. One in the primary's region reads from the replicas in this region if it is
+	// among them, and from no others. The primary is then one of the servers that it reads from, as its region's name leads
+	// to it too. A process in the primary's region is one plain pgxpool if the region is not among them.
+	//
+	// The word "auto" in place of regions stands for those where the database has Machines, as Fly's DNS tells
+	// (https://fly.io/docs/networking/private-networking/): the Region first, then by measured round trip. It needs a Fly
+	// name. The answer is asked for again every DiscoveryInterval.
 	ReplicaRegions []string
+
+	// ReplicaHosts are the replicas to read from where there are no regions, as with RDS, Patroni or Kubernetes: names or
+	// addresses, each with a port if it is not that of the connection string, such as "db2:5432". All of them are as good as
+	// each other. A name may have several addresses. All else is as the connection string says it for its first host. The
+	// default is fly_replica_hosts in the connection string, separated by commas. They cannot be combined with ReplicaRegions
+	// and ReplicaConnStrings, and need neither Region nor PrimaryRegion.
+	ReplicaHosts []string
+
+	// LookupTXTFunc looks up TXT records for ReplicaRegions "auto", as [net.Resolver.LookupTXT] does, which is the default.
+	LookupTXTFunc func(ctx context.Context, name string) ([]string, error)
 
 	// ReplicaConnStrings are connection strings of replicas by region, for clusters that are not on Fly. Of each only
 	// the servers, the user, the password, the database, TLS and run-time parameters are used, and target_session_attrs if
 	// it is standby or prefer-standby. A region without one is reached under its Fly name.
 	//
+	// A host name may have several addresses, and a connection string several hosts. Each of them is a replica.
+	//
 	// NewPoolWithConfig returns an error if there are ReplicaRegions and one of the regions is not among them. If there are
-	// none, the Region must be one of the regions. The others are for processes of the app elsewhere.
+	// none, the Region must be one of the regions, unless it is the primary's. The others are for processes of the app
+	// elsewhere.
 	ReplicaConnStrings map[string]string
 
 	// AppName is the application_name that the servers see, where there are replicas, if the connection string and the
@@ -105,9 +126,9 @@ type Config struct {
 	// is noticed by the standby after its wal_receiver_timeout, which is a minute by default.
 	MaxReplicaLag time.Duration
 
-	// AwaitWrites makes each write return only when the first replica has replayed it, so that other processes that read
-	// there see it too, or after MaxReplicaWait. Without it only reads wait. The default is fly_await_writes in the
-	// connection string, then false.
+	// AwaitWrites makes each write return only when all replicas that this process reads from have replayed it, so that other
+	// processes that read there see it too, or after MaxReplicaWait. A replica that cannot be reached is not waited for.
+	// Without it only reads wait. The default is fly_await_writes in the connection string, then false.
 	AwaitWrites bool
 
 	// SimulateReplica makes a pool on a single server send its reads through a second pool to the same server, whose
@@ -147,6 +168,7 @@ func (c *Config) Copy() *Config {
 	copied := *c
 	copied.Config = c.Config.Copy()
 	copied.ReplicaRegions = slices.Clone(c.ReplicaRegions)
+	copied.ReplicaHosts = slices.Clone(c.ReplicaHosts)
 	copied.ReplicaConnStrings = maps.Clone(c.ReplicaConnStrings)
 	copied.ReplicaWeights = maps.Clone(c.ReplicaWeights)
 	copied.Functions = maps.Clone(c.Functions)

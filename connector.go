@@ -24,6 +24,7 @@ var settings = map[string]func(c *Config, value string) error{
 	"region":             func(c *Config, v string) error { return setRegion(&c.Region, &c.environment.region, v) },
 	"primary_region":     func(c *Config, v string) error { return setRegion(&c.PrimaryRegion, &c.environment.primaryRegion, v) },
 	"replica_regions":    func(c *Config, v string) error { c.ReplicaRegions = strings.Split(v, ","); return nil },
+	"replica_hosts":      func(c *Config, v string) error { c.ReplicaHosts = strings.Split(v, ","); return nil },
 	"balance":            func(c *Config, v string) error { c.Balance = Balance(v); return nil },
 	"fallback":           func(c *Config, v string) error { return setReverse(&c.NoFallback, v) },
 	"min_replica_wait":   func(c *Config, v string) error { return setDuration(&c.MinReplicaWait, v) },
@@ -73,7 +74,8 @@ func setReverse(to *bool, value string) error {
 //
 //   - fly_region: where this process runs
 //   - fly_primary_region: where the writable server is
-//   - fly_replica_regions: regions to read from, separated by commas
+//   - fly_replica_regions: regions to read from, separated by commas, or auto for those that Fly's DNS tells
+//   - fly_replica_hosts: replicas to read from where there are no regions, such as db2:5432,db3:5432
 //   - fly_balance: local, random, round_robin, weighted or least_busy
 //   - fly_fallback: false for reads that fail rather than run on the primary
 //   - fly_min_replica_wait, fly_max_replica_wait: bounds of a read's wait, such as 10ms
@@ -160,6 +162,9 @@ func (c *Config) normalize() (err error) {
 	if err := c.checkReplicaConnStrings(); err != nil {
 		return err
 	}
+	if err := c.checkReplicaHosts(); err != nil {
+		return err
+	}
 
 	for _, name := range slices.Sorted(maps.Keys(c.Functions)) {
 		if !sqltext.IsFunctionName(name) {
@@ -171,6 +176,10 @@ func (c *Config) normalize() (err error) {
 	}
 
 	switch {
+	case slices.Contains(c.ReplicaRegions, autoRegions) && len(c.ReplicaRegions) > 1:
+		return fmt.Errorf("invalid %s: %q is in place of regions: want it alone, or regions", nameOfReplicaRegions, autoRegions)
+	case c.auto() && !c.onFly():
+		return fmt.Errorf("invalid %s: %q asks Fly's DNS: %s: want regions, or %s", nameOfReplicaRegions, autoRegions, c.notOnFly(), nameOfReplicaHosts)
 	case len(c.ReplicaRegions) > 0 && c.PrimaryRegion == "":
 		return fmt.Errorf("no %s, which %s %q need", nameOfPrimaryRegion, nameOfReplicaRegions, c.ReplicaRegions)
 	case len(c.ReplicaConnStrings) > 0 && c.PrimaryRegion == "":
@@ -191,7 +200,7 @@ func (c *Config) normalize() (err error) {
 	case c.MaxReplicaLag < 0:
 		return fmt.Errorf("invalid MaxReplicaLag (fly_max_replica_lag): %v is negative: want a time such as 30s, or 0 for no limit", c.MaxReplicaLag)
 	}
-	if wrong := unwritable(c.ConnConfig.ValidateConnect); wrong != "" && (c.SimulateReplica || len(c.replicaRegions()) > 0) {
+	if wrong := unwritable(c.ConnConfig.ValidateConnect); wrong != "" && (c.SimulateReplica || c.hasReplicas()) {
 		return fmt.Errorf("target_session_attrs=%s contradicts a pool with replicas: it writes to the server that it is for: "+
 			"want read-write or none", wrong)
 	}
@@ -224,6 +233,9 @@ func (c *Config) primaryConfig() (*pgxpool.Config, error) {
 		config.ConnConfig.ValidateConnect = nil
 	}
 	conn := &config.ConnConfig.Config
+	if c.PrimaryRegion == "" { // with ReplicaHosts
+		return config, nil
+	}
 	if err := pointAtPrimary(conn, c.PrimaryRegion); err != nil {
 		return nil, err
 	}
@@ -267,6 +279,28 @@ func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
 	conn.Database, conn.User, conn.Password = other.ConnConfig.Database, other.ConnConfig.User, other.ConnConfig.Password
 	maps.Copy(conn.RuntimeParams, other.ConnConfig.RuntimeParams)
 	return config, nil
+}
+
+// replicaHostsConfig returns the configuration of connections to the ReplicaHosts: those to the first host of the connection
+// string, elsewhere.
+func (c *Config) replicaHostsConfig() *pgxpool.Config {
+	config := c.Config.Copy()
+	c.nameApp(config)
+	conn := config.ConnConfig
+	if sessionAttrs(conn.ValidateConnect) != "" {
+		conn.ValidateConnect = nil
+	}
+	var attempts []*pgconn.FallbackConfig
+	for _, host := range c.ReplicaHosts {
+		name, port, _ := splitHost(host, conn.Port) // checked by checkReplicaHosts
+		for _, a := range connectAttempts(&conn.Config) {
+			if a.Host == conn.Host && a.Port == conn.Port {
+				attempts = append(attempts, attemptAt(a, name, port))
+			}
+		}
+	}
+	setConnectAttempts(&conn.Config, attempts)
+	return config
 }
 
 // nameApp sets the application_name to AppName, if none is set.

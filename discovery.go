@@ -30,14 +30,18 @@ type replicaHost struct {
 	literal        bool // an address or a socket, or a name that is left to pgx: it stands for one server and is never looked up
 	weight         int  // how often BalanceWeighted reads from it; 0: no read goes there
 	reserve        bool // it is read from only if none of the other hosts leads to a replica that can be reached
+	joined         bool // it was found while the pool was in use: no read should be the first to try it
 	prefersStandby bool // a server that is no standby is read from only if there is no other: target_session_attrs=prefer-standby
 
 	looking chan struct{} // of capacity one: full while the name is looked up for the first time
-	lookups connects      // how the later lookups went
+	found   bool          // the name has been looked up with success; the discovery's mu guards this
+	lookups lookups
+}
 
-	// The discovery's mu guards the following fields.
-	found   bool // the name has been looked up with success
-	failing bool // the latest lookup has failed
+// lookups is how the lookups of a name went, but for a host's first one, whose error goes to who connects.
+type lookups struct {
+	connects connects
+	failing  bool // the latest one has failed; the discovery's mu guards this
 }
 
 // hostsOf returns the hosts that config tries, each with the attempts that are made to connect to it.
@@ -101,7 +105,7 @@ func isUsable(address string) bool {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return !ip.IsUnspecified() && !ip.IsMulticast() && ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	}
-	return filepath.IsAbs(host) || !slices.ContainsFunc(strings.Split(strings.TrimSuffix(host, "."), "."), func(label string) bool { return !isDNSLabel(label) })
+	return filepath.IsAbs(host) || isHostName(host)
 }
 
 // endpoint returns what is dialed for an address of the host.
@@ -145,9 +149,10 @@ type discovery struct {
 	stop context.CancelFunc
 
 	// mu guards the following fields, and is held to change the set and to add to done.
-	mu     sync.Mutex
-	hosts  []*replicaHost
-	closed bool
+	mu      sync.Mutex
+	hosts   []*replicaHost
+	closed  bool
+	regions *regionFinder // nil unless ReplicaRegions are "auto"
 
 	done sync.WaitGroup // rounds of lookups, and replicas that are being closed
 }
@@ -194,6 +199,10 @@ func (d *discovery) add(h *replicaHost) error {
 	}
 	d.hosts = append(d.hosts, h)
 	d.set.store(append(slices.Clone(d.set.list()), r))
+	if h.joined {
+		r.health.doubt()
+		r.tracker.background(r.probe)
+	}
 	return nil
 }
 
@@ -264,16 +273,20 @@ func (d *discovery) lookUpAgain() {
 			found = append(found, h)
 		}
 	}
+	regions := d.regions
 	d.mu.Unlock()
 
 	var round sync.WaitGroup
+	if regions != nil {
+		round.Go(func() { d.lookUpRegions(ctx, regions) })
+	}
 	for _, h := range found {
 		round.Go(func() {
 			addresses, err := h.lookUp(ctx)
 			if err == nil {
 				d.update(h, addresses)
 			} else if d.ctx.Err() == nil {
-				d.failed(h, err)
+				d.failed(h.name, &h.lookups, err)
 			}
 		})
 	}
@@ -281,14 +294,22 @@ func (d *discovery) lookUpAgain() {
 }
 
 // failed notes a lookup that has changed nothing. Of several in a row the log has the first.
-func (d *discovery) failed(h *replicaHost, err error) {
-	h.lookups.failed(err)
+func (d *discovery) failed(name string, l *lookups, err error) {
+	l.connects.failed(err)
 	d.mu.Lock()
-	first := !h.failing
-	h.failing = true
+	first := !l.failing
+	l.failing = true
 	d.mu.Unlock()
 	if first {
-		d.log(d.ctx, fmt.Sprintf("flyregion: %s cannot be looked up: the replicas that it has led to stay", h.name), err)
+		d.log(d.ctx, fmt.Sprintf("flyregion: %s cannot be looked up: the replicas that it has led to stay", name), err)
+	}
+}
+
+// succeeded notes a lookup after which nothing is amiss. The discovery's mu must be held.
+func (l *lookups) succeeded() {
+	if l.failing {
+		l.failing = false
+		l.connects.reached()
 	}
 }
 
@@ -301,10 +322,7 @@ func (d *discovery) update(h *replicaHost, addresses []string) {
 		return
 	}
 	d.due.CompareAndSwap(never, time.Now().Add(d.interval).UnixNano())
-	if h.failing {
-		h.failing = false
-		h.lookups.reached()
-	}
+	h.lookups.succeeded()
 	later := h.found
 	h.found = true
 
@@ -399,10 +417,13 @@ func (rs *replicas) appendFailures(failures []ConnectFailure) []ConnectFailure {
 		failures = r.connects.appendTo(failures, targetReplica, r.region)
 	}
 	rs.discovery.mu.Lock()
-	hosts := slices.Clone(rs.discovery.hosts)
+	hosts, regions := slices.Clone(rs.discovery.hosts), rs.discovery.regions
 	rs.discovery.mu.Unlock()
 	for _, h := range hosts {
-		failures = h.lookups.appendTo(failures, targetReplica, h.region)
+		failures = h.lookups.connects.appendTo(failures, targetReplica, h.region)
+	}
+	if regions != nil {
+		failures = regions.lookups.connects.appendTo(failures, targetReplica, regions.own)
 	}
 	return failures
 }

@@ -272,6 +272,11 @@ func (l *warnings) Log(_ context.Context, level tracelog.LogLevel, message strin
 	}
 }
 
+// tracer returns a tracer that has pgx write to the log.
+func (l *warnings) tracer() pgx.QueryTracer {
+	return &tracelog.TraceLog{Logger: l, LogLevel: tracelog.LogLevelWarn}
+}
+
 func (l *warnings) count() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -284,7 +289,7 @@ func TestNameServerFails(t *testing.T) {
 	names := namesFor(cluster, "ord", "syd")
 	log := &warnings{}
 	pool := poolIn(t, cluster, "ord", names.into, often, func(c *Config) {
-		c.ConnConfig.Tracer = &tracelog.TraceLog{Logger: log, LogLevel: tracelog.LogLevelWarn}
+		c.ConnConfig.Tracer = log.tracer()
 	})
 	readOn(t, cluster, pool, "ord", "syd")
 	before := found(pool)

@@ -43,7 +43,7 @@ func TestFunctions(t *testing.T) {
 		}); err != nil {
 			t.Error(err)
 		}
-		if wrote := pool.primary.session.load().position > 0; wrote != want {
+		if wrote := pool.primary.written(&pool.primary.session).position > 0; wrote != want {
 			t.Errorf("calling a %v has written: %v", access, wrote)
 		}
 		pool = poolIn(t, cluster, "ord", func(c *Config) { c.Functions = map[string]Access{"version": access} })
@@ -52,7 +52,7 @@ func TestFunctions(t *testing.T) {
 		}); err != nil {
 			t.Error(err)
 		}
-		if wrote := pool.primary.session.load().position > 0; wrote != want {
+		if wrote := pool.primary.written(&pool.primary.session).position > 0; wrote != want {
 			t.Errorf("calling a %v in a batch has written: %v", access, wrote)
 		}
 	}

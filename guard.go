@@ -13,7 +13,7 @@ import (
 type silentError struct{ region string }
 
 func (e *silentError) Error() string {
-	return fmt.Sprintf("flyregion: replica in %s does not answer", e.region)
+	return fmt.Sprintf("flyregion: %s does not answer", inRegion(e.region))
 }
 
 const (

@@ -188,7 +188,7 @@ func TestReplicaWaitSpan(t *testing.T) {
 			if _, err := pool.Exec(WithPrimary(ctx), insert); err != nil {
 				t.Fatal(err)
 			}
-			required := pool.primary.session.load().position
+			required := pool.primary.written(&pool.primary.session).position
 			// Who wants no wait has none, and neither has a session of its own.
 			for _, ctx := range []context.Context{WithoutWait(ctx), WithSession(ctx, &Session{})} {
 				if err := pool.QueryRow(ctx, count).Scan(&n); err != nil {

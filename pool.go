@@ -67,7 +67,7 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	c := p.config
 	p.primary = &primary{minWait: c.MinReplicaWait, maxWait: c.MaxReplicaWait, maxLag: c.MaxReplicaLag}
 	regions := c.replicaRegions()
-	if len(regions) == 0 && !c.SimulateReplica {
+	if !c.hasReplicas() && !c.SimulateReplica {
 		p.primary.pool, err = pgxpool.NewWithConfig(ctx, c.Config)
 		return err
 	}
@@ -88,7 +88,7 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	}
 	if c.AwaitWrites {
 		p.primary.awaitReplay = func(ctx context.Context, state sessionState) {
-			_ = p.replicas.first().tracker.wait(ctx, state, 0, c.MaxReplicaWait)
+			_ = p.replicas.waitAll(ctx, state, 0, c.MaxReplicaWait)
 		}
 	}
 	statements.observe(primary)
@@ -111,7 +111,7 @@ func (p *Pool) openReplicas(regions []string) (*pgxpool.Config, error) {
 			// target_session_attrs is about the server, and this session is meant to be read-only.
 			simulated.ConnConfig.ValidateConnect = nil
 		}
-		hosts := []*replicaHost{{region: cmp.Or(c.Region, "local"), config: simulated, literal: true}}
+		hosts := []*replicaHost{{region: cmp.Or(c.Region, "local"), config: simulated, weight: 1, literal: true}}
 		return c.Config.Copy(), p.openHosts(hosts)
 	}
 
@@ -122,6 +122,13 @@ func (p *Pool) openReplicas(regions []string) (*pgxpool.Config, error) {
 	if err := p.openHosts(hosts); err != nil {
 		return nil, err
 	}
+	p.replicas.discovery.find(newRegionFinder(c, func(region string) ([]*replicaHost, error) {
+		hosts, err := c.hostsToRead([]string{region})
+		for _, h := range hosts {
+			p.router.statements.observe(h.config)
+		}
+		return hosts, err
+	}))
 	config, err := c.primaryConfig()
 	if err != nil {
 		return nil, fmt.Errorf("flyregion: invalid %s: %w", nameOfPrimaryRegion, err)
@@ -131,7 +138,7 @@ func (p *Pool) openReplicas(regions []string) (*pgxpool.Config, error) {
 
 // openHosts makes the first replica of each host and adds it to the set.
 func (p *Pool) openHosts(hosts []*replicaHost) error {
-	if err := p.config.weigh(hosts); err != nil {
+	if err := p.config.checkWeights(hosts); err != nil {
 		return fmt.Errorf("flyregion: %w", err)
 	}
 	for _, h := range hosts {
@@ -366,7 +373,7 @@ func (p *Pool) Replicas() []ReplicaStatus {
 	if p.replicas == nil {
 		return nil
 	}
-	own := p.primary.session.load()
+	own := p.primary.written(&p.primary.session)
 	var all []ReplicaStatus
 	for _, r := range p.replicas.inUse() {
 		all = append(all, r.status(own))
@@ -392,9 +399,10 @@ func (p *Pool) Close() {
 	}
 }
 
-// WaitReplayed waits until the replica that [Pool.Replica] is of has replayed all that was written in the context's session,
-// or in the whole process if the context has none. It returns nil then, and the error of ctx when that ends before. It also
-// returns an error if a server cannot be asked or the pool is closed. Where there is no replica it returns at once.
+// WaitReplayed waits until all replicas that reads go to have replayed all that was written in the context's session, or in the
+// whole process if the context has none. It returns nil then, and the error of ctx when that ends before. A replica that cannot
+// be reached is not waited for, nor are those that reads go to only if others cannot be reached. It also returns an error if
+// the primary or none of the replicas can be asked, or if the pool is closed. Where there is no replica it returns at once.
 func (p *Pool) WaitReplayed(ctx context.Context) error {
 	if p.replicas == nil {
 		return ctx.Err()
@@ -413,7 +421,7 @@ func (p *Pool) WaitReplayed(ctx context.Context) error {
 		if state.position == 0 {
 			return ctx.Err()
 		}
-		err = p.replicas.first().tracker.wait(ctx, state, after, p.config.MaxReplicaWait)
+		err = p.replicas.waitAll(ctx, state, after, p.config.MaxReplicaWait)
 		switch {
 		case errors.Is(err, errOutdated):
 			session.outdate(state)

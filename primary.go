@@ -111,8 +111,11 @@ func (p *primary) stays(session *Session) bool {
 		return false
 	}
 	now := uptime()
-	return now < until && now-session.load().learned < stayTime
+	return now < until && now-p.written(session).learned < stayTime
 }
+
+// written returns what a session has written to the primary's cluster.
+func (p *primary) written(session *Session) sessionState { return session.in(p.identity.Load()) }
 
 // covers reports whether a session's position covers all of its writes, and is in the log of the current primary.
 func (p *primary) covers(state sessionState) bool {
@@ -145,6 +148,6 @@ func notCoveredError(state sessionState) error {
 // does not replay it in time is no error.
 func (p *primary) awaitWrite(ctx context.Context) {
 	if p.awaitReplay != nil {
-		p.awaitReplay(ctx, p.session.load())
+		p.awaitReplay(ctx, p.written(&p.session))
 	}
 }

@@ -79,6 +79,7 @@ type primaryConn struct {
 	readOnly       bool     // the app made its sessions read-only by default
 	pooled         bool     // a pooler is in between
 	server         serverID // that answered last; wire's callbacks touch it
+	system         uint64   // identifies the server's cluster, as in report
 	inAfterConnect bool     // AfterConnect runs
 
 	prepared  map[string]string // texts by the names that the app has given them on this connection
@@ -106,7 +107,7 @@ func primaryConnOf(conn *pgx.Conn) *primaryConn {
 
 // attachTo is attach for one connection that was established. r is its first report.
 func (p *primary) attachTo(ctx context.Context, conn *pgconn.PgConn, r *report, readOnly bool) error {
-	c := &primaryConn{primary: p, server: r.server, pooled: r.pooled, readOnly: readOnly}
+	c := &primaryConn{primary: p, server: r.server, system: r.system, pooled: r.pooled, readOnly: readOnly}
 	wire, err := piggyback.Attach(ctx, conn, piggyback.Events{
 		Asked:       func(*piggyback.Question) { c.current.Load().asked = clock.Add(1) },
 		Answered:    c.answered,
@@ -231,7 +232,7 @@ func (c *primaryConn) answered(q *piggyback.Question) {
 	if q.InRow.Len == 2 && q.InRow.Columns[0] == "f" && !s.writes && s.noted == nil {
 		return
 	}
-	p.asked = s.asked
+	p.asked, p.system = s.asked, c.system
 	if async {
 		p.flush = p.insert
 	}
@@ -280,17 +281,17 @@ func (c *primaryConn) committed(q *piggyback.Question) {
 	}
 	s.noted = make([]uint64, len(s.sessions)+1)
 	for i := range s.noted {
-		s.noted[i] = s.session(i).wroteUnknownSince(s.asked)
+		s.noted[i] = s.session(i).wroteUnknownSince(c.system, s.asked)
 	}
 }
 
 // ranUnannounced counts a statement that pgx's tracers were not told of as a write.
 func (c *primaryConn) ranUnannounced() {
 	c.unannounced.Store(true)
-	c.primary.session.wroteUnknown()
-	c.primary.statements.catalog.forget(c.primary.session.load())
+	c.primary.session.wroteUnknown(c.system)
+	c.primary.statements.catalog.forget(c.primary.written(&c.primary.session))
 	if s := c.acquired.Load(); s != nil {
-		s.wroteUnknown()
+		s.wroteUnknown(c.system)
 	}
 }
 
@@ -302,14 +303,14 @@ func (c *primaryConn) abandoned(*piggyback.Question) {
 	}
 	s.noteUnknown()
 	if s.Schema {
-		c.primary.statements.catalog.forget(c.primary.session.load())
+		c.primary.statements.catalog.forget(c.primary.written(&c.primary.session))
 	}
 }
 
 // noteUnknown notes a write whose position is not known in the statement's sessions.
 func (s *primaryStatement) noteUnknown() {
 	for i := range len(s.sessions) + 1 {
-		s.session(i).wroteUnknown()
+		s.session(i).wroteUnknown(s.conn.system)
 	}
 }
 
@@ -340,7 +341,7 @@ func (p *primary) answeredBy(a primaryAnswer, flushed LSN) {
 
 // positionOf returns what a session has written. It asks the primary if the session's position does not cover that.
 func (p *primary) positionOf(ctx context.Context, session *Session) (sessionState, error) {
-	if state := session.load(); p.covers(state) {
+	if state := p.written(session); p.covers(state) {
 		return state, nil
 	}
 	return p.position(ctx, session)
@@ -363,7 +364,7 @@ func (p *primary) position(ctx context.Context, session *Session) (sessionState,
 		err = conn.Conn().PgConn().ExecParams(ctx, "select", nil, nil, nil, nil).Read().Err
 		c.end(s)
 		if s.answered {
-			return session.load(), nil
+			return p.written(session), nil
 		}
 		if err != nil {
 			return sessionState{}, err

@@ -196,7 +196,7 @@ func TestCommitInBatchCounts(t *testing.T) {
 				t.Fatal(err)
 			}
 			for of, s := range map[string]*Session{"the pool's": &pool.primary.session, "the context's": session} {
-				if !pool.primary.covers(s.load()) {
+				if !pool.primary.covers(pool.primary.written(s)) {
 					t.Errorf("%s position is not known when the batch has ended", of)
 				}
 			}
@@ -455,12 +455,12 @@ func TestRawCountsForSession(t *testing.T) {
 	if err := pool.AcquireFunc(WithSession(t.Context(), other), func(conn *pgxpool.Conn) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	before := session.load()
+	before := pool.primary.written(session)
 	err = pool.AcquireFunc(t.Context(), func(conn *pgxpool.Conn) error { return raw(t.Context(), conn, insertText(name, 2)) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if session.load() != before || other.load() != (sessionState{}) {
+	if pool.primary.written(session) != before || pool.primary.written(other) != (sessionState{}) {
 		t.Error("a write past the tracers counts for a session that the connection was acquired for earlier")
 	}
 }
@@ -477,7 +477,7 @@ func TestBatchTellsPosition(t *testing.T) {
 			if err := pool.SendBatch(ctx, batchOf(insertText(name, 1), "select 1")).Close(); err != nil {
 				t.Fatal(err)
 			}
-			if state := pool.primary.session.load(); state.position == 0 || !pool.primary.covers(state) {
+			if state := pool.primary.written(&pool.primary.session); state.position == 0 || !pool.primary.covers(state) {
 				t.Errorf("%+v", state)
 			}
 			shows(t, ctx, pool, name, 1)

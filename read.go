@@ -3,6 +3,7 @@ package flyregion
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/flyregion/flyregion/internal/sqltext"
@@ -98,14 +99,15 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 			return nil, nil, nil
 		}
 		rt.region = rep.region
-		conn, err := acquireFresh(ctx, rd, rt, rep, from, state)
+		rep, conn, err := acquireFresh(ctx, rd, rt, rep, from, state)
 		if errors.Is(err, errOutdated) {
 			rd.outdate(rt, state)
 			if state, err = rd.required(ctx, rt); err != nil || rt.to == targetPrimary {
 				return nil, nil, err
 			}
-			conn, err = acquireFresh(ctx, rd, rt, rep, from, state)
+			rep, conn, err = acquireFresh(ctx, rd, rt, rep, from, state)
 		}
+		rt.region = rep.region
 		switch {
 		case err == nil && rep.notPreferred() && rd.replicas.hasPreferred(rep, tried):
 			// The connection has told that it is no standby.
@@ -187,7 +189,7 @@ func (rd *reads) required(ctx context.Context, rt *route) (sessionState, error) 
 // question would, sees everything, and tells the position too.
 func (rd *reads) requiredOfSession(ctx context.Context, rt *route) (sessionState, error) {
 	session := rd.sessionOf(rt)
-	state := session.load()
+	state := rd.primary.written(session)
 	if !rt.mayFallBack() || rd.primary.covers(state) {
 		return rd.primary.positionOf(ctx, session)
 	}
@@ -261,46 +263,59 @@ func (rd *reads) sessionOf(rt *route) *Session {
 }
 
 // acquireFresh acquires a connection to a replica that has replayed what state covers, and waits for that within the limits
-// of await. The error is errOutdated if the primary has to be asked for another position first.
-func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from connSource[C], state sessionState) (C, error) {
+// of await. If the replica was chosen in vain, one that is as good may serve in its place. acquireFresh returns the one that
+// the connection is to, or that the error comes from. The error is errOutdated if the primary has to be asked for another
+// position first.
+func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from connSource[C], state sessionState) (*replica, C, error) {
 	conn, err := acquireConn(ctx, rep, from)
 	if err != nil {
-		return nil, err
+		return rep, nil, err
 	}
 	if rt.wants != wantsRecent {
 		if err := rep.checkLag(ctx, conn.Conn(), rep.answered.Load()); err != nil {
 			from.release(rep, conn)
-			return nil, err
+			return rep, nil, err
 		}
 	}
 	verdict := rep.verdict(conn.Conn(), state)
 	if verdict == behind && (pooled(conn.Conn()) || rt.wants == wantsRecent) {
 		if verdict, err = rep.ask(ctx, conn.Conn(), state); err != nil {
 			from.release(rep, conn)
-			return nil, err
+			return rep, nil, err
 		}
 		if verdict == behind && rt.wants == wantsRecent && rep.tracker.showsUntil(replicaConnOf(conn.Conn()).report, rt.maxLag, time.Now()) {
 			verdict = caughtUp
 		}
 	}
 	if verdict == caughtUp {
-		return conn, nil
+		return rep, conn, nil
 	}
 	opened := openedAt(conn.Conn())
 	from.release(rep, conn)
 	switch {
 	case verdict == outdated:
-		return nil, errOutdated
+		return rep, nil, errOutdated
 	case rt.mayFallBack() && rt.wants == wantsRecent:
-		return nil, ErrReplicaLag
-	case rt.mayFallBack() && rep.tracker.lagging():
-		return nil, rep.lagError(rep.tracker.latest.Load(), state)
-	case rt.mayFallBack() && rd.primarySooner(rep, state):
-		rep.tracker.lookInBackground(state)
-		rd.primary.stay()
-		return nil, errSooner
+		return rep, nil, ErrReplicaLag
 	}
-	return await(ctx, rd, rt, rep, from, state, opened)
+	candidates := rd.replicas.alike(rep)
+	if rt.mayFallBack() {
+		candidates = slices.DeleteFunc(candidates, func(r *replica) bool { return r.tracker.lagging() })
+		switch {
+		case len(candidates) == 0:
+			return rep, nil, rep.lagError(rep.tracker.latest.Load(), state)
+		case !slices.ContainsFunc(candidates, func(r *replica) bool { return !rd.primarySooner(r, state) }):
+			for _, r := range candidates {
+				r.tracker.lookInBackground(state)
+			}
+			rd.primary.stay()
+			return rep, nil, errSooner
+		}
+	}
+	if candidates[0] != rep {
+		opened = 0
+	}
+	return await(ctx, rd, rt, candidates, from, state, opened)
 }
 
 // primarySooner reports whether the primary is expected to answer a read before the replica shows what the read's session has
@@ -309,16 +324,17 @@ func (rd *reads) primarySooner(rep *replica, state sessionState) bool {
 	return rd.primary.minWait == 0 && rep.tracker.delay.remaining(state) > rd.primary.waitLimit()
 }
 
-// await waits until a replica has replayed what state covers, and acquires a connection to it. It waits no longer than a
-// round trip to the primary takes, or than MaxReplicaWait if the context wants the replica. opened is when the
-// connection was opened that the wait began on, by this process's clock: reports from before do not count.
-func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica, from connSource[C], state sessionState, opened uint64) (C, error) {
+// await waits until one of the candidates has replayed what state covers, and acquires a connection to it. It waits no longer
+// than a round trip to the primary takes, or than MaxReplicaWait if the context wants the replica. opened is when the
+// connection to the first one was opened that the wait began on, by this process's clock: its reports from before do not count.
+func await[C pooledConn](ctx context.Context, rd *reads, rt *route, candidates []*replica, from connSource[C], state sessionState, opened uint64) (*replica, C, error) {
 	limit := rd.primary.waitLimit()
 	if !rt.mayFallBack() {
 		limit = rd.primary.maxWait
 	}
-	wait := rd.telemetry.startWait(ctx, rep.region, state.position)
-	conn, err := awaitReplay(ctx, rep, from, state, opened, limit)
+	wait := rd.telemetry.startWait(ctx, candidates[0].region, state.position)
+	rep, conn, err := awaitReplay(ctx, candidates, from, state, opened, limit)
+	wait.region = rep.region
 	found := rep.tracker.replayed()
 	switch {
 	case err == nil:
@@ -330,28 +346,33 @@ func await[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *replica
 	default:
 		wait.end(ctx, found, waitFellBack)
 	}
-	return conn, err
+	return rep, conn, err
 }
 
 // awaitReplay is await without telemetry. It holds no connection while it waits for the watcher, so that other reads find
 // one however many wait.
-func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSource[C], state sessionState, opened uint64, limit time.Duration) (C, error) {
+func awaitReplay[C pooledConn](ctx context.Context, candidates []*replica, from connSource[C], state sessionState, opened uint64, limit time.Duration) (*replica, C, error) {
 	began := time.Now()
-	err := rep.tracker.wait(ctx, state, opened, limit)
+	rep, err := waitAny(ctx, candidates, state, opened, limit)
 	late := errors.Is(err, errNotReplayed)
 	if err != nil && !late {
-		return nil, err
+		return rep, nil, err
+	}
+	missed := func() {
+		for _, r := range candidates {
+			r.tracker.miss(state)
+		}
 	}
 	if late && !rep.hasIdle() {
-		rep.tracker.miss(state)
-		return nil, rep.noReportError(state, opened, limit)
+		missed()
+		return rep, nil, rep.noReportError(state, opened, limit)
 	}
 	conn, err := acquireConn(ctx, rep, from)
 	if err != nil {
-		return nil, err
+		return rep, nil, err
 	}
 	if !late && rep.verdict(conn.Conn(), state) == caughtUp {
-		return conn, nil
+		return rep, conn, nil
 	}
 
 	// The connection was opened after the watcher's report, or leads to another server of the region. Or the watcher was
@@ -359,7 +380,7 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSourc
 	for {
 		verdict, err := rep.ask(ctx, conn.Conn(), state)
 		if err == nil && verdict == caughtUp {
-			return conn, nil
+			return rep, conn, nil
 		}
 		waited := time.Since(began)
 		if err == nil && verdict == behind && waited < limit {
@@ -371,12 +392,12 @@ func awaitReplay[C pooledConn](ctx context.Context, rep *replica, from connSourc
 		from.release(rep, conn)
 		switch {
 		case err != nil:
-			return nil, err
+			return rep, nil, err
 		case verdict == outdated:
-			return nil, errOutdated
+			return rep, nil, errOutdated
 		}
-		rep.tracker.miss(state)
-		return nil, rep.lagError(last, state)
+		missed()
+		return rep, nil, rep.lagError(last, state)
 	}
 }
 
@@ -397,7 +418,7 @@ func (rd *reads) decide(ctx context.Context, rt *route, rep *replica, conn *pgx.
 
 	answers, err := rd.router.statements.catalog.ask(limited, conn.PgConn(), func(required sessionState) bool {
 		if !rd.primary.covers(required) {
-			required = rd.primary.session.load()
+			required = rd.primary.written(&rd.primary.session)
 		}
 		return rd.primary.covers(required) && rep.verdict(conn, required) == caughtUp
 	}, func(answers *catalogAnswers) (names []string) {

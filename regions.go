@@ -16,7 +16,74 @@ const (
 	nameOfRegion         = "Region (fly_region, FLY_REGION, MY_REGION)"
 	nameOfPrimaryRegion  = "PrimaryRegion (fly_primary_region, PRIMARY_REGION)"
 	nameOfReplicaRegions = "ReplicaRegions (fly_replica_regions)"
+	nameOfReplicaHosts   = "ReplicaHosts (fly_replica_hosts)"
 )
+
+// autoRegions is what [Config.ReplicaRegions] has in place of regions that Fly's DNS is to tell.
+const autoRegions = "auto"
+
+// auto reports whether the regions to read from are those that Fly's DNS tells.
+func (c *Config) auto() bool { return len(c.ReplicaRegions) == 1 && c.ReplicaRegions[0] == autoRegions }
+
+// hasReplicas reports whether the pool is more than one plain pgxpool.
+func (c *Config) hasReplicas() bool {
+	return len(c.ReplicaHosts) > 0 || len(c.replicaRegions()) > 0
+}
+
+// checkReplicaHosts refuses hosts of replicas that cannot be meant.
+func (c *Config) checkReplicaHosts() error {
+	if c.ReplicaHosts == nil {
+		return nil
+	}
+	invalid := func(problem string, of ...any) error {
+		return fmt.Errorf("invalid "+nameOfReplicaHosts+": "+problem, of...)
+	}
+	var seen []string
+	for _, host := range c.ReplicaHosts {
+		name, port, err := splitHost(host, c.ConnConfig.Port)
+		if err != nil {
+			return invalid("%w", err)
+		}
+		_, address := pgconn.NetworkAddress(name, port)
+		if slices.Contains(seen, address) {
+			return invalid("%q is there twice", host)
+		}
+		seen = append(seen, address)
+	}
+	switch {
+	case len(seen) == 0:
+		return invalid(`it is empty: want hosts of replicas such as "db2:5432"`)
+	case len(c.ReplicaRegions) > 0:
+		return invalid("%q are for this process alone, and %s %q for several: want one of the two", c.ReplicaHosts, nameOfReplicaRegions, c.ReplicaRegions)
+	case len(c.ReplicaConnStrings) > 0:
+		return invalid("%q are for this process alone, and ReplicaConnStrings for several: want one of the two", c.ReplicaHosts)
+	case c.SimulateReplica:
+		return invalid("%q are replicas, and SimulateReplica (fly_simulate_replica) is for one server: want one of the two", c.ReplicaHosts)
+	}
+	return nil
+}
+
+// splitHost returns the name and the port of one of [Config.ReplicaHosts]: "db2", "db2:5432", an address, or the folder of a
+// socket.
+func splitHost(host string, defaultPort uint16) (name string, port uint16, err error) {
+	if isLiteral(host) || isHostName(host) {
+		return host, defaultPort, nil
+	}
+	name, text, err := net.SplitHostPort(host)
+	if err != nil || !isLiteral(name) && !isHostName(name) {
+		return "", 0, fmt.Errorf(`%q is not a host: want a name or an address, and a port if it is not that of the primary, such as "db2:5432"`, host)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, fmt.Errorf("%q has the port %q: want 1 to 65535", host, text)
+	}
+	return name, uint16(n), nil
+}
+
+// isHostName reports whether s can be the name of a host.
+func isHostName(s string) bool {
+	return s != "" && !slices.ContainsFunc(strings.Split(strings.TrimSuffix(s, "."), "."), func(label string) bool { return !isDNSLabel(label) })
+}
 
 // checkReplicaConnStrings refuses connection strings of replicas that no process would use.
 func (c *Config) checkReplicaConnStrings() error {
@@ -44,6 +111,8 @@ func (c *Config) checkReplicas() error {
 	primarySet := c.PrimaryRegion != "" && !c.environment.primaryRegion.gave(c.PrimaryRegion)
 
 	switch {
+	case len(c.ReplicaHosts) > 0:
+		return nil
 	case len(c.ReplicaRegions) > 0 && c.Region == "":
 		return fmt.Errorf("no %s, which %s %q need: want where this process runs, or %q for one plain pool",
 			nameOfRegion, nameOfReplicaRegions, c.ReplicaRegions, c.PrimaryRegion)
@@ -53,7 +122,7 @@ func (c *Config) checkReplicas() error {
 	case regionSet && c.PrimaryRegion == "" && !c.SimulateReplica:
 		return fmt.Errorf("no %s, which Region (fly_region) %q needs: want where the primary is, or %q for one plain pool",
 			nameOfPrimaryRegion, c.Region, c.Region)
-	case c.Region == "" || c.PrimaryRegion == "" || c.Region == c.PrimaryRegion:
+	case c.Region == "" || c.PrimaryRegion == "":
 		return nil
 	}
 
@@ -80,9 +149,19 @@ func (c *Config) checkReplicas() error {
 	return nil
 }
 
-// regionsToRead returns the regions that a process reads from if it does not run in the primary's.
+// regionsToRead returns the regions that a process reads from, its own one among those of Fly's DNS. In the primary's region
+// it is at most this one, as the primary is nearer than all others.
 func (c *Config) regionsToRead() []string {
-	if len(c.ReplicaRegions) > 0 {
+	_, named := c.ReplicaConnStrings[c.Region]
+	switch {
+	case c.auto():
+		return []string{c.Region}
+	case c.Region == c.PrimaryRegion:
+		if slices.Contains(c.ReplicaRegions, c.Region) || named && len(c.ReplicaRegions) == 0 {
+			return []string{c.Region}
+		}
+		return nil
+	case len(c.ReplicaRegions) > 0:
 		return c.ReplicaRegions
 	}
 	return []string{c.Region}
@@ -90,7 +169,7 @@ func (c *Config) regionsToRead() []string {
 
 // replicaRegions returns the regions to read from, none where one plain pool does.
 func (c *Config) replicaRegions() []string {
-	if c.Region == "" || c.PrimaryRegion == "" || c.Region == c.PrimaryRegion {
+	if c.Region == "" || c.PrimaryRegion == "" {
 		return nil
 	}
 	var reachable []string
@@ -108,6 +187,14 @@ func (c *Config) replicaRegions() []string {
 // hostsToRead returns the hosts that the replicas of regions are found by, in the order in which they are read from, the
 // reserves last.
 func (c *Config) hostsToRead(regions []string) (hosts []*replicaHost, err error) {
+	defer func() {
+		for _, h := range hosts {
+			h.weight = c.weightOf(h)
+		}
+	}()
+	if len(c.ReplicaHosts) > 0 {
+		return hostsOf(c.Region, c.replicaHostsConfig()), nil
+	}
 	var reserves []*replicaHost
 	for _, region := range regions {
 		config, err := c.replicaConfig(region)
@@ -116,6 +203,8 @@ func (c *Config) hostsToRead(regions []string) (hosts []*replicaHost, err error)
 		}
 		for _, h := range hostsOf(region, config) {
 			switch {
+			case h.reserve && region == c.PrimaryRegion:
+				// The nearest replica of all is no nearer than the primary.
 			case !h.reserve:
 				hosts = append(hosts, h)
 			case !slices.ContainsFunc(reserves, func(o *replicaHost) bool { return o.name == h.name && o.port == h.port }):
@@ -126,34 +215,43 @@ func (c *Config) hostsToRead(regions []string) (hosts []*replicaHost, err error)
 	return append(hosts, reserves...), nil
 }
 
-// weigh sets the weights of hosts. Each has weight 1 unless there is another one in ReplicaWeights.
-func (c *Config) weigh(hosts []*replicaHost) error {
-	var known, meant []string // names of hosts and regions that a weight may be for, and those of ReplicaWeights
-	total := 0
-	for _, h := range hosts {
-		h.weight = 1
-		if h.reserve {
-			continue
-		}
-		for _, name := range []string{h.region, h.name, net.JoinHostPort(h.name, strconv.Itoa(int(h.port)))} {
-			known = append(known, name)
+// weightNames returns the names by which ReplicaWeights may mean a host, the most exact one last.
+func weightNames(h *replicaHost) []string {
+	return []string{h.region, h.name, net.JoinHostPort(h.name, strconv.Itoa(int(h.port)))}
+}
+
+// weightOf returns a host's weight.
+func (c *Config) weightOf(h *replicaHost) int {
+	if !h.reserve {
+		for _, name := range slices.Backward(weightNames(h)) {
 			if weight, ok := c.ReplicaWeights[name]; ok {
-				meant = append(meant, name)
-				h.weight = weight
+				return weight
 			}
 		}
-		total += h.weight
+	}
+	return 1
+}
+
+// checkWeights refuses weights with which nothing could be read from hosts, and weights for nobody.
+func (c *Config) checkWeights(hosts []*replicaHost) error {
+	var known []string
+	total := 0
+	for _, h := range hosts {
+		if !h.reserve {
+			known = append(known, weightNames(h)...)
+			total += h.weight
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.ReplicaWeights)) {
 		switch weight := c.ReplicaWeights[name]; {
-		case !slices.Contains(meant, name):
+		case !slices.Contains(known, name) && !(c.auto() && isFlyRegion(name)):
 			slices.Sort(known)
 			return fmt.Errorf("invalid ReplicaWeights: %q is no region or host that is read from: want one of %q", name, slices.Compact(known))
 		case weight < 0 || weight > maxWeight:
 			return fmt.Errorf("invalid ReplicaWeights: %q has weight %d: want 0 to %d", name, weight, maxWeight)
 		}
 	}
-	if total == 0 {
+	if total == 0 && !c.auto() {
 		return fmt.Errorf("invalid ReplicaWeights: all replicas have weight 0, so that nothing could be read from")
 	}
 	return nil
@@ -162,7 +260,7 @@ func (c *Config) weigh(hosts []*replicaHost) error {
 // originOf says where a region to read from was taken from.
 func (c *Config) originOf(region string) string {
 	switch {
-	case slices.Contains(c.ReplicaRegions, region):
+	case slices.Contains(c.ReplicaRegions, region) || c.auto():
 		return fmt.Sprintf("%s %q", nameOfReplicaRegions, c.ReplicaRegions)
 	case region != c.Region:
 		return fmt.Sprintf("region %q", region)

@@ -100,6 +100,24 @@ func TestDescribe(t *testing.T) {
 			want: "one plain pool: this process runs in the primary's region nrt"},
 		{name: "primary's region by the connection string", connString: offFly + "&fly_region=nrt&fly_primary_region=nrt",
 			want: "one plain pool: this process runs in the primary's region nrt"},
+		{name: "primary's standbys", env: inNrt, connString: onFly + "&fly_replica_regions=ord,nrt,syd",
+			want: "reads on nrt.app.internal:5433 (replica in nrt), writes on nrt.app.internal:5432"},
+		{name: "primary's standbys by Fly's DNS", env: inNrt, connString: onFly + "&fly_replica_regions=auto",
+			want: "reads on nrt.app.internal:5433 (replica in nrt), writes on nrt.app.internal:5432"},
+		{name: "connection string of the primary's region", env: inNrt, connString: offFly, change: replicas("nrt", "ord"),
+			want: "reads on db-nrt.example.com:6000 (replica in nrt), writes on db.example.com:5432"},
+		{name: "hosts", connString: offFly + "&fly_replica_hosts=db2,db3:6000,10.0.0.7,[fdaa::1]:5433",
+			want: "reads on db2:5432, db3:6000, 10.0.0.7:5432 and [fdaa::1]:5433 (4 replicas), writes on db.example.com:5432"},
+		{name: "hosts in a region", env: inNrt, connString: offFly + "&fly_replica_hosts=db2",
+			want: "reads on db2:5432 (replica in nrt), writes on db.example.com:5432"},
+		{name: "hosts beside a Fly name", env: inOrd, connString: onFly + "&fly_replica_hosts=db2",
+			want: "reads on db2:5432 (replica in ord), writes on nrt.app.internal:5432"},
+		{name: "hosts beside a Fly name without regions", connString: onFly + "&fly_replica_hosts=db2:7",
+			want: "reads on db2:7 (replica), writes on app.internal:5432"},
+		{name: "hosts and connection strings", env: inOrd, connString: offFly + "&fly_replica_hosts=db2", change: replicas("ord"),
+			wants: []string{"ReplicaHosts (fly_replica_hosts)", `"db2"`, "ReplicaConnStrings"}},
+		{name: "primary's region that has no replica", env: inNrt, connString: offFly + "&fly_replica_regions=nrt",
+			wants: []string{"ReplicaRegions (fly_replica_regions)", `"nrt"`, "db.example.com is no Fly name"}},
 		{name: "primary's region with replicas", env: inNrt, connString: onFly + "&fly_replica_regions=ord,syd&fly_balance=random",
 			want: "one plain pool: this process runs in the primary's region nrt, so that nothing is read from ReplicaRegions ord and syd"},
 		{name: "primary's region with connection strings", env: inNrt, connString: offFly, change: replicas("syd", "ord"),
@@ -201,5 +219,15 @@ func TestDescribe(t *testing.T) {
 				t.Errorf("that it is one plain pool is not %v", plain)
 			}
 		})
+	}
+}
+
+// Fly's DNS tells no regions of a host that is not Fly's.
+func TestAutoOffFly(t *testing.T) {
+	_, err := ParseConfig(offFly + "&fly_region=ord&fly_primary_region=nrt&fly_replica_regions=auto")
+	for _, want := range []string{"ReplicaRegions (fly_replica_regions)", `"auto"`, "db.example.com is no Fly name", "fly_replica_hosts"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v\ndoes not name %s", err, want)
+		}
 	}
 }

@@ -113,40 +113,8 @@ func closeConn(conn *pgconn.PgConn) {
 // error of ctx when that ends, errClosedPool when the pool closes, and the watcher's error when the replica cannot be
 // asked.
 func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, limit time.Duration) error {
-	if done, err := t.checkLatest(state, after); done {
-		return err
-	}
-
-	began := uptime()
-	w := &waiter{state: state, after: after, woken: make(chan error, 1)}
-	if err := t.add(w); err != nil {
-		return err
-	}
-
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case err := <-w.woken:
-		if err == nil {
-			t.delay.shown(state, began)
-		}
-		return err
-	case <-timer.C:
-		t.remove(w)
-		// An answer may have arrived at the same time as the timer, and on any connection to the replica.
-		select {
-		case err := <-w.woken:
-			return err
-		default:
-		}
-		if done, err := t.checkLatest(state, after); done {
-			return err
-		}
-		return errNotReplayed
-	case <-ctx.Done():
-		t.remove(w)
-		return ctx.Err()
-	}
+	_, err := waitTrackers(ctx, []*tracker{t}, state, after, limit)
+	return err
 }
 
 // checkLatest reports whether the latest report ends a wait, and with which error. A report that was asked for before a
@@ -445,10 +413,10 @@ func (t *tracker) wake(o *report) (any bool) {
 		}
 		switch {
 		case v == caughtUp:
-			w.woken <- nil
+			w.end(nil)
 			any = true
 		case v == outdated, primary.server != w.state.origin:
-			w.woken <- errOutdated
+			w.end(errOutdated)
 			any = true
 		default:
 			remaining = append(remaining, w)
@@ -466,7 +434,7 @@ func (t *tracker) wakeAll(err error) {
 	defer t.mu.Unlock()
 
 	for len(t.waiters) > 0 {
-		heap.Pop(&t.waiters).(*waiter).woken <- err
+		heap.Pop(&t.waiters).(*waiter).end(err)
 	}
 }
 

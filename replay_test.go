@@ -192,7 +192,7 @@ func TestTrackerWakes(t *testing.T) {
 		tracker.mu.Unlock()
 	}()
 	enter := func(need LSN, after uint64) *waiter {
-		w := &waiter{state: sessionState{position: need, origin: 7}, after: after, woken: make(chan error, 1)}
+		w := &waiter{tracker: tracker, state: sessionState{position: need, origin: 7}, after: after, woken: make(chan ending, 1)}
 		if err := tracker.add(w); err != nil {
 			t.Fatal(err)
 		}
@@ -200,8 +200,8 @@ func TestTrackerWakes(t *testing.T) {
 	}
 	woken := func(w *waiter) bool {
 		select {
-		case err := <-w.woken:
-			return err == nil
+		case end := <-w.woken:
+			return end.err == nil
 		default:
 			return false
 		}

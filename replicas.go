@@ -36,18 +36,18 @@ type ReplicaLagError struct {
 func (e *ReplicaLagError) Error() string {
 	switch {
 	case e.Limit > 0 && e.Lag == unknownLag:
-		return fmt.Sprintf("flyregion: replica in %s does not show that it is at most %v behind the primary", e.Region, e.Limit)
+		return fmt.Sprintf("flyregion: %s does not show that it is at most %v behind the primary", inRegion(e.Region), e.Limit)
 	case e.Limit > 0:
-		return fmt.Sprintf("flyregion: replica in %s is up to %v behind the primary, and may be %v", e.Region, e.Lag.Round(time.Millisecond), e.Limit)
+		return fmt.Sprintf("flyregion: %s is up to %v behind the primary, and may be %v", inRegion(e.Region), e.Lag.Round(time.Millisecond), e.Limit)
 	}
 	if e.Replayed == 0 {
-		text := fmt.Sprintf("flyregion: replica in %s does not show that it follows the primary, in whose log the read has to see %s", e.Region, e.Required)
+		text := fmt.Sprintf("flyregion: %s does not show that it follows the primary, in whose log the read has to see %s", inRegion(e.Region), e.Required)
 		if e.doubt != "" {
 			text += ": " + e.doubt
 		}
 		return text
 	}
-	return fmt.Sprintf("flyregion: replica in %s has replayed %s, and the read has to see %s", e.Region, e.Replayed, e.Required)
+	return fmt.Sprintf("flyregion: %s has replayed %s, and the read has to see %s", inRegion(e.Region), e.Replayed, e.Required)
 }
 
 // Is reports whether target is ErrReplicaLag.
@@ -155,6 +155,14 @@ func (r *replica) fail(err error) {
 	r.connects.failed(err)
 	r.health.fail()
 	r.discovery.hurry()
+}
+
+// inRegion names a replica by its region, which is "" for [Config.ReplicaHosts] of a process that has none.
+func inRegion(region string) string {
+	if region == "" {
+		return "replica"
+	}
+	return "replica in " + region
 }
 
 // endpoint returns what is dialed, "" as long as the host's name was not looked up.
@@ -309,7 +317,7 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 			if expired(ctx, limited) {
 				err = noAnswerError(r.region, r.limit, err)
 			} else {
-				err = fmt.Errorf("flyregion: replica in %s cannot be asked how far it has replayed: %w", r.region, err)
+				err = fmt.Errorf("flyregion: %s cannot be asked how far it has replayed: %w", inRegion(r.region), err)
 			}
 			r.fail(err)
 		}
@@ -326,8 +334,7 @@ func pooled(conn *pgx.Conn) bool { return replicaConnOf(conn).report.pooled }
 // noConnError returns the error of a read that has waited for a connection for limit.
 func (r *replica) noConnError(cause error) error {
 	if stat := r.pool.Stat(); stat.AcquiredConns() == stat.MaxConns() {
-		return fmt.Errorf("flyregion: replica in %s had no connection free within %v, all %d (pool_max_conns) are in use: %w",
-			r.region, r.limit, stat.MaxConns(), cause)
+		return fmt.Errorf("flyregion: %s had no connection free within %v, all %d (pool_max_conns) are in use: %w", inRegion(r.region), r.limit, stat.MaxConns(), cause)
 	}
 	return noAnswerError(r.region, r.limit, cause)
 }
@@ -337,7 +344,7 @@ func (r *replica) noConnError(cause error) error {
 func (r *replica) noReportError(state sessionState, after uint64, limit time.Duration) error {
 	o := r.tracker.latest.Load()
 	if o == nil || o.asked <= after {
-		return fmt.Errorf("flyregion: replica in %s did not say within %v how far it has replayed", r.region, limit)
+		return fmt.Errorf("flyregion: %s did not say within %v how far it has replayed", inRegion(r.region), limit)
 	}
 	return r.lagError(o, state)
 }
@@ -360,8 +367,8 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	}
 	r.seen.Store(&report)
 	if !report.readOnly || !report.readOnlyDefault {
-		return fmt.Errorf("flyregion: replica in %s: the session can write, although default_transaction_read_only=on was asked for: "+
-			"a pooler that leads to it has to pass this on", r.region)
+		return fmt.Errorf("flyregion: %s: the session can write, although default_transaction_read_only=on was asked for: "+
+			"a pooler that leads to it has to pass this on", inRegion(r.region))
 	}
 	if err := r.tracker.checkCluster(&report, r.region); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -226,6 +227,21 @@ type identity struct {
 	timeline int
 	flushed  LSN    // the flush position in its first report
 	since    uint64 // when that report had been received, by this process's clock
+	// formerly are the system identifiers of other clusters that the pool's primary was of before, as before an upgrade
+	// with pg_upgrade.
+	formerly []uint64
+}
+
+// mayHaveBeen reports whether a system identifier other than the primary's may stand for its cluster: because one of them is
+// not known, or as the primary was of that cluster before. i is nil if the primary is not known.
+func (i *identity) mayHaveBeen(system uint64) bool {
+	switch {
+	case i == nil:
+		return true
+	case i.system == system:
+		return false
+	}
+	return i.system == 0 || system == 0 || slices.Contains(i.formerly, system)
 }
 
 // identityOf returns the identity of a primary that a report has just been received from. It is the current one if the
@@ -234,7 +250,14 @@ func identityOf(current *identity, r *report) *identity {
 	if current != nil && current.server == r.server && current.system == r.system && current.timeline == r.timeline {
 		return current
 	}
-	return &identity{server: r.server, system: r.system, timeline: r.timeline, flushed: r.position, since: clock.Add(1)}
+	next := &identity{server: r.server, system: r.system, timeline: r.timeline, flushed: r.position, since: clock.Add(1)}
+	if current != nil {
+		next.formerly = current.formerly
+		if old := current.system; old != 0 && old != r.system && !slices.Contains(next.formerly, old) {
+			next.formerly = append(slices.Clip(next.formerly), old)
+		}
+	}
+	return next
 }
 
 // validateBoth returns a ValidateConnect that calls the app's own, if there is one, and then ours. pgx connects to a server
@@ -279,5 +302,5 @@ func expired(ctx, limited context.Context) bool {
 
 // noAnswerError returns the error of who has waited for a replica's answer for as long as this package does.
 func noAnswerError(region string, waited time.Duration, cause error) error {
-	return fmt.Errorf("flyregion: replica in %s did not answer within %v: %w", region, waited, cause)
+	return fmt.Errorf("flyregion: %s did not answer within %v: %w", inRegion(region), waited, cause)
 }

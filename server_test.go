@@ -115,7 +115,7 @@ func TestServerThatIsNotPreferred(t *testing.T) {
 	if _, err := pool.Exec(ctx, "insert into "+name+" values (1)"); err != nil {
 		t.Fatal(err)
 	}
-	if pool.primary.session.load().position == 0 {
+	if pool.primary.written(&pool.primary.session).position == 0 {
 		t.Error("the write did not tell its position")
 	}
 }

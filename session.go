@@ -9,15 +9,40 @@ import (
 // Session is a causal token: it remembers how far the primary's write-ahead log must have been replayed for a replica to
 // show every write that was made in the session. Reads in the session wait for that position and no other.
 //
+// A session remembers a position for each cluster that was written to in it, so it may be used with the pools of several
+// databases: reads of one do not wait for what was written to another. Pools of one cluster share its position. Only what
+// is written through pools counts, not what one of the servers writes to another, as through a foreign table.
+//
 // A [Pool] is itself a session, for all that the process writes through it, and needs no code. A Session of one's own
 // narrows that to one user or request, so that its reads do not wait for other people's writes; see [WithSession].
 //
 // The zero value is a session in which nothing was written. A Session is safe for concurrent use and must not be copied.
 type Session struct {
-	state atomic.Pointer[sessionState]
+	written atomic.Pointer[written]
 }
 
-// sessionState is immutable: a session changes by replacing it, so that a read costs one atomic load.
+// written is what was written in a session. It is immutable: a session changes by replacing it, so that a read costs one
+// atomic load.
+type written struct {
+	latest clusterState   // of the cluster that was written to last
+	others []clusterState // of the clusters before, the latest first; nil in most sessions
+	// forgotten is the time, by this process's clock, of the latest write to a cluster that there was no room for in others,
+	// 0 if there was none.
+	forgotten uint64
+}
+
+// maxClusters is how many clusters a session remembers. Reads of those that were written to before go to the primary.
+const maxClusters = 16
+
+// clusterState is what was written in a session to one cluster: a primary, its standbys, and what replaces it in a failover.
+type clusterState struct {
+	sessionState
+	system uint64 // identifies the cluster, as in report; 0 for all clusters whose identifier the role may not see
+	asked  uint64 // when the primary was asked for the position, by this process's clock
+	noted  uint64 // when the latest write was noted, by this process's clock
+}
+
+// sessionState is what a read has to see of one cluster.
 type sessionState struct {
 	// position covers every write of the session that origin has confirmed.
 	position LSN
@@ -34,63 +59,131 @@ type sessionState struct {
 	outdated uint64
 }
 
-// load returns what the session has written so far.
-func (s *Session) load() sessionState {
-	if state := s.state.Load(); state != nil {
-		return *state
+// in returns what the session has written to the cluster of a primary. primary is nil if it is not known which that is.
+func (s *Session) in(primary *identity) sessionState {
+	w := s.written.Load()
+	if w == nil {
+		return sessionState{}
 	}
-	return sessionState{}
+	if primary != nil && len(w.others) == 0 && w.forgotten == 0 && w.latest.system == primary.system {
+		return w.latest.sessionState // most sessions are of one cluster
+	}
+	var c clusterState
+	if primary != nil {
+		c = w.of(primary.system)
+	}
+	if doubtful := w.doubtful(primary); doubtful > c.asked {
+		c.unknown = max(c.unknown, doubtful)
+	}
+	return c.sessionState
 }
 
-// wrote notes that p covers the session's writes of before p was asked for.
-func (s *Session) wrote(p position) {
-	for {
-		old := s.state.Load()
-		next := sessionState{position: p.flush, origin: p.origin, learned: p.learned}
-		if old != nil {
-			switch {
-			case old.unknown > p.asked && old.unknown != p.noted:
-				// A write came after the primary was asked. Its position is still unknown.
-				next.unknown = old.unknown
-			case old.unknown > 0:
-				// It is not known whether that write was committed asynchronously. Only the insert position is sure
-				// to cover it.
-				next.position = p.insert
-			}
-			if old.outdated > p.asked {
-				next.outdated = old.outdated
-			}
-			if old.origin == p.origin {
-				next.position = max(next.position, old.position)
-				if p.learned == 0 || next.position == old.position {
-					next.learned = old.learned
-				}
-			}
-			if next == *old {
-				return
+// doubtful returns the time, by this process's clock, of the latest write of which it is not known whether it was to the
+// cluster of a primary, 0 if there was none. A position of that primary covers it if it was asked for later.
+func (w *written) doubtful(primary *identity) (noted uint64) {
+	noted = w.forgotten
+	for i := range len(w.others) + 1 {
+		if c := w.cluster(i); primary.mayHaveBeen(c.system) {
+			noted = max(noted, c.noted)
+		}
+	}
+	return noted
+}
+
+// cluster returns latest for 0, and others for higher numbers.
+func (w *written) cluster(i int) *clusterState {
+	if i == 0 {
+		return &w.latest
+	}
+	return &w.others[i-1]
+}
+
+// of returns what was written to the cluster of a system identifier, the zero state if nothing was.
+func (w *written) of(system uint64) clusterState {
+	if w != nil {
+		for i := range len(w.others) + 1 {
+			if c := w.cluster(i); c.system == system {
+				return *c
 			}
 		}
-		if s.state.CompareAndSwap(old, &next) {
+	}
+	return clusterState{system: system}
+}
+
+// with returns w with c as the latest state. It forgets the cluster that was written to first if there are too many.
+func (w *written) with(c clusterState) *written {
+	if w == nil {
+		return &written{latest: c}
+	}
+	if w.latest.system == c.system {
+		return &written{latest: c, others: w.others, forgotten: w.forgotten}
+	}
+	next := &written{latest: c, others: []clusterState{w.latest}, forgotten: w.forgotten}
+	for _, other := range w.others {
+		switch {
+		case other.system == c.system:
+		case len(next.others) < maxClusters-1:
+			next.others = append(next.others, other)
+		default:
+			next.forgotten = max(next.forgotten, other.noted)
+		}
+	}
+	return next
+}
+
+// wrote notes that p covers the session's writes to the cluster of before p was asked for.
+func (s *Session) wrote(p position) {
+	for {
+		w := s.written.Load()
+		old := w.of(p.system)
+		next := clusterState{sessionState: sessionState{position: p.flush, origin: p.origin, learned: p.learned}, system: p.system, asked: p.asked}
+		switch {
+		case old.unknown > p.asked && old.unknown != p.noted:
+			// A write came after the primary was asked. Its position is still unknown.
+			next.unknown = old.unknown
+		case old.unknown > 0, old.origin != 0 && old.origin != p.origin, w != nil && w.doubtful(&identity{system: p.system}) > old.asked:
+			// It is not known whether the writes before were committed asynchronously. Only the insert position is
+			// sure to cover them.
+			next.position = p.insert
+		}
+		if old.outdated > p.asked {
+			next.outdated = old.outdated
+		}
+		switch {
+		case old.origin == p.origin:
+			next.position, next.asked = max(next.position, old.position), max(next.asked, old.asked)
+			if p.learned == 0 || next.position == old.position {
+				next.learned = old.learned
+			}
+		case old.asked > p.asked:
+			// The answer of a primary that has been replaced since.
+			next = old
+			next.unknown = clock.Add(1)
+		}
+		if w != nil && next.sessionState == old.sessionState && len(w.others) == 0 && w.forgotten == 0 {
+			return // with other clusters, it counts that the primary was asked
+		}
+		next.noted = clock.Add(1)
+		if s.written.CompareAndSwap(w, w.with(next)) {
 			return
 		}
 	}
 }
 
-// wroteUnknown notes a write whose position is not known.
-func (s *Session) wroteUnknown() { s.wroteUnknownSince(0) }
+// wroteUnknown notes a write to a cluster whose position is not known.
+func (s *Session) wroteUnknown(system uint64) { s.wroteUnknownSince(system, 0) }
 
 // wroteUnknownSince is wroteUnknown for a write whose position the primary was asked for at the time asked, and will
 // answer. It returns a number that identifies this call, or 0 if another write was noted since that time.
-func (s *Session) wroteUnknownSince(asked uint64) (noted uint64) {
+func (s *Session) wroteUnknownSince(system, asked uint64) (noted uint64) {
 	now := clock.Add(1)
 	for {
-		old := s.state.Load()
-		next := sessionState{unknown: now}
-		if old != nil {
-			next.position, next.origin, next.learned, next.outdated = old.position, old.origin, old.learned, old.outdated
-		}
-		if s.state.CompareAndSwap(old, &next) {
-			if old != nil && old.unknown > asked {
+		w := s.written.Load()
+		old := w.of(system)
+		next := old
+		next.unknown, next.noted = now, now
+		if s.written.CompareAndSwap(w, w.with(next)) {
+			if old.unknown > asked {
 				return 0
 			}
 			return now
@@ -98,20 +191,25 @@ func (s *Session) wroteUnknownSince(asked uint64) (noted uint64) {
 	}
 }
 
-// outdate notes that the primary has to be asked for the session's position anew, if it is still the one of state.
+// outdate notes that the primary has to be asked for the position of state anew, if the session still has that.
 func (s *Session) outdate(state sessionState) {
-	old := s.state.Load()
-	if old == nil || *old != state {
+	w := s.written.Load()
+	if w == nil {
 		return
 	}
-	next := state
-	next.outdated = clock.Add(1)
-	s.state.CompareAndSwap(old, &next)
+	for i := range len(w.others) + 1 {
+		if c := *w.cluster(i); c.sessionState == state {
+			c.outdated = clock.Add(1)
+			s.written.CompareAndSwap(w, w.with(c))
+			return
+		}
+	}
 }
 
 // position is what the primary told about its log after a statement.
 type position struct {
 	origin serverID
+	system uint64 // of origin, as in report
 	// asked is when the question was sent, by this process's clock: every write that had returned before is covered.
 	asked uint64
 	// noted is what wroteUnknownSince returned for a write that is covered too although it returned later, else 0.

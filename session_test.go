@@ -3,7 +3,7 @@ package flyregion
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -12,77 +12,125 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// TestSessionCovers runs random writes and answers in any order against a simple model: what a session says must never
-// be less than what was written in it.
-func TestSessionCovers(t *testing.T) {
-	for range 2000 {
-		var s Session
-		seed := rand.Uint64()
-		r := rand.New(rand.NewPCG(seed, 0))
-		var (
-			log     LSN = 100 // the insert position
-			flushed LSN = 100
-			must    LSN // covers all writes of the session that have returned
-			answers []position
-		)
-		for range 1 + r.IntN(20) {
-			switch r.IntN(4) {
-			case 0: // a write that nobody asked about, which may be asynchronous
-				log += LSN(1 + r.IntN(10))
-				if r.IntN(2) == 0 {
-					flushed = log
-				}
-				must = log
-				s.wroteUnknown()
-			case 1: // somebody asks, and hears of it later
-				answers = append(answers, position{origin: 1, asked: clock.Add(1), flush: flushed, insert: log})
-			case 2: // an answer comes
-				if len(answers) > 0 {
-					i := r.IntN(len(answers))
-					s.wrote(answers[i])
-					answers = append(answers[:i], answers[i+1:]...)
-				}
-			case 3: // a synchronous write whose position comes along
-				log += LSN(1 + r.IntN(10))
-				flushed = log
-				must = log
-				s.wrote(position{origin: 1, asked: clock.Add(1), flush: flushed, insert: log})
-			}
-			if state := s.load(); state.unknown == 0 && state.position < must {
-				t.Fatalf("seed %d: the session says %v, and %v was written", seed, state.position, must)
-			}
-		}
-	}
-}
-
 // TestSessionOrigin has a session go on under another primary, whose positions have nothing to do with the first one's.
 func TestSessionOrigin(t *testing.T) {
 	var s Session
-	s.wrote(position{origin: 1, asked: clock.Add(1), flush: 500, insert: 500})
-	s.wrote(position{origin: 2, asked: clock.Add(1), flush: 90, insert: 95})
-	if got := s.load(); got != (sessionState{position: 90, origin: 2}) {
+	first, second := &identity{system: 7, server: 1}, &identity{system: 7, server: 2}
+	late := clock.Add(1)
+	s.wrote(position{system: 7, origin: 1, asked: clock.Add(1), flush: 500, insert: 500})
+	s.wrote(position{system: 7, origin: 2, asked: clock.Add(1), flush: 90, insert: 95})
+	if got := s.in(second); got != (sessionState{position: 95, origin: 2}) {
 		t.Errorf("after a failover the session says %+v", got)
 	}
-	s.wrote(position{origin: 2, asked: clock.Add(1), flush: 80, insert: 80})
-	if got := s.load(); got.position != 90 {
+	s.wrote(position{system: 7, origin: 2, asked: clock.Add(1), flush: 80, insert: 80})
+	if got := s.in(second); got.position != 95 {
 		t.Errorf("the session went back to %v", got.position)
+	}
+	s.wrote(position{system: 7, origin: 1, asked: late, flush: 600, insert: 600})
+	if got := s.in(first); got.position != 95 || got.origin != 2 || got.unknown == 0 {
+		t.Errorf("after a late answer of the first primary the session says %+v", got)
 	}
 }
 
-// TestSessionConcurrent writes to a session from many goroutines.
+// TestSessionOfClusters writes to more and more clusters in one session. What it says of one is not changed by writes to the
+// others, until it has forgotten it.
+func TestSessionOfClusters(t *testing.T) {
+	var s Session
+	cluster := func(i int) *identity { return &identity{system: uint64(100 + i), server: serverID(i)} }
+	const n = 2 * maxClusters
+	for i := 1; i <= n; i++ {
+		if got := s.in(cluster(i)); (got == sessionState{}) != (i <= maxClusters+1) {
+			t.Errorf("of cluster %d, which was not written to, the session says %+v", i, got)
+		}
+		if i%3 == 0 {
+			s.wroteUnknown(uint64(100 + i))
+		}
+		if i%3 != 2 {
+			s.wrote(position{system: uint64(100 + i), origin: serverID(i), asked: clock.Add(1), flush: LSN(i), insert: LSN(i)})
+		} else {
+			s.wroteUnknown(uint64(100 + i))
+		}
+		for j := 1; j <= i; j++ {
+			switch got := s.in(cluster(j)); {
+			case j <= i-maxClusters:
+				if got.unknown == 0 || got.position != 0 {
+					t.Errorf("of cluster %d, after %d, the session says %+v, want that it is not known", j, i, got)
+				}
+			case (got.unknown > 0) != (j%3 == 2) || j%3 != 2 && got != (sessionState{position: LSN(j), origin: serverID(j)}):
+				t.Errorf("of cluster %d, after %d, the session says %+v", j, i, got)
+			}
+		}
+		if i < maxClusters && s.in(cluster(n+1)) != (sessionState{}) {
+			t.Errorf("of a cluster that was not written to the session says %+v", s.in(cluster(n+1)))
+		}
+	}
+	if got := len(s.written.Load().others) + 1; got != maxClusters {
+		t.Errorf("the session remembers %d clusters", got)
+	}
+	// A cluster that was forgotten and is written to again is known again.
+	s.wrote(position{system: 101, origin: 1, asked: clock.Add(1), flush: 50, insert: 50})
+	if got := s.in(cluster(1)); got != (sessionState{position: 50, origin: 1}) {
+		t.Errorf("the session says %+v", got)
+	}
+	// What cannot be told apart is in doubt.
+	for _, primary := range []*identity{nil, {}, {system: 99, server: 99, formerly: []uint64{101}}} {
+		if got := s.in(primary); got.unknown == 0 {
+			t.Errorf("to a pool of %+v the session says %+v", primary, got)
+		}
+	}
+	s.wroteUnknown(0)
+	if got := s.in(cluster(1)); got.unknown == 0 {
+		t.Errorf("after a write to nobody knows which cluster the session says %+v", got)
+	}
+	s.wrote(position{system: 101, origin: 1, asked: clock.Add(1), flush: 60, insert: 60})
+	if got := s.in(cluster(1)); got != (sessionState{position: 60, origin: 1}) {
+		t.Errorf("after the primary was asked the session says %+v", got)
+	}
+}
+
+// TestSessionAllocations counts what reads and writes of a session allocate.
+func TestSessionAllocations(t *testing.T) {
+	var s Session
+	primary := &identity{system: 1, server: 1}
+	at := LSN(0)
+	write := func(system uint64, grows LSN) func() {
+		return func() {
+			at += grows
+			s.wrote(position{system: system, origin: serverID(system), asked: clock.Add(1), flush: at, insert: at})
+		}
+	}
+	allocates := func(what string, want float64, f func()) {
+		t.Helper()
+		if got := testing.AllocsPerRun(100, f); got > want {
+			t.Errorf("%s allocates %v times, want %v", what, got, want)
+		}
+	}
+	allocates("a write", 1, write(1, 1))
+	allocates("a write that does not advance", 0, write(1, 0))
+	allocates("a read", 0, func() { s.in(primary) })
+	write(2, 1)()
+	allocates("a write to the same one of two clusters", 1, write(2, 1))
+	allocates("a read of the other", 0, func() { s.in(primary) })
+}
+
+// TestSessionConcurrent writes to a session from many goroutines, to two clusters.
 func TestSessionConcurrent(t *testing.T) {
 	var s Session
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
 			for j := range 1000 {
-				s.wrote(position{origin: 1, asked: clock.Add(1), flush: LSN(8*j + i), insert: LSN(8*j + i)})
+				origin := serverID(1 + i%2)
+				s.wrote(position{system: uint64(origin), origin: origin, asked: clock.Add(1), flush: LSN(8*j + i), insert: LSN(8*j + i)})
 			}
 		})
 	}
 	wg.Wait()
-	if got := s.load(); got != (sessionState{position: 7999, origin: 1}) {
-		t.Errorf("the session says %+v", got)
+	for i := range 2 {
+		id := &identity{system: uint64(1 + i), server: serverID(1 + i)}
+		if got := s.in(id); got != (sessionState{position: LSN(7998 + i), origin: id.server}) {
+			t.Errorf("of cluster %d the session says %+v", i, got)
+		}
 	}
 }
 
@@ -256,5 +304,24 @@ func TestAwaitWrites(t *testing.T) {
 	}
 	if n := counts(t, ctx, slow, name+" where id = 1000000"); n != 1 {
 		t.Errorf("%d rows", n)
+	}
+}
+
+// BenchmarkSession is what it costs to ask a session what a read has to see, by how many clusters it has written to.
+func BenchmarkSession(b *testing.B) {
+	for _, n := range []int{1, 2, maxClusters} {
+		var s Session
+		for i := range n {
+			s.wrote(position{system: uint64(1 + i), origin: serverID(1 + i), asked: clock.Add(1), flush: 1, insert: 1})
+		}
+		p := primary{}
+		p.identify(&report{system: 1, server: 1})
+		b.Run(fmt.Sprintf("clusters=%d", n), func(b *testing.B) {
+			for b.Loop() {
+				if !p.covers(p.written(&s)) {
+					b.Fatal("the session's position is not known")
+				}
+			}
+		})
 	}
 }

@@ -31,6 +31,9 @@ func (rs *replicas) list() []*replica {
 
 // store replaces the replicas by those of list, whose reserves come last. The discovery's mu must be held.
 func (rs *replicas) store(list []*replica) {
+	if f := rs.discovery.regions; f != nil {
+		f.order(list)
+	}
 	set := &replicaSet{list: list}
 	begin := 0
 	read := slices.DeleteFunc(slices.Clone(list), func(r *replica) bool { return r.host.weight == 0 })
@@ -83,6 +86,8 @@ func (rs *replicas) chooseOf(rt *route, group []*replica, state sessionState, tr
 		if r.shows(rt, state) {
 			fit[show] = r
 			show++
+		} else if len(group) > 1 {
+			r.tracker.checkInBackground(time.Now()) // nobody else may ask it, as reads go to those that show more
 		}
 	}
 	if show > 0 {
@@ -116,6 +121,22 @@ func (rs *replicas) alike(r *replica) []*replica {
 		}
 	}
 	return alike
+}
+
+// readFrom returns the replicas that reads go to now: those of the first group that can be reached, or of the first one if
+// none can.
+func (rs *replicas) readFrom() []*replica {
+	groups := rs.current.Load().groups
+	for _, group := range groups {
+		good := slices.DeleteFunc(slices.Clone(group), func(r *replica) bool { return !r.health.good() || r.notPreferred() })
+		if len(good) > 0 {
+			return good
+		}
+	}
+	if len(groups) == 0 {
+		return nil // all have weight 0
+	}
+	return slices.Clone(groups[0])
 }
 
 // inUse returns the replicas without the reserves that were never needed.

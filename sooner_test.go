@@ -136,13 +136,13 @@ func TestReadsWithoutQuestions(t *testing.T) {
 	eventually(t, "a read is sent without questions", func() bool {
 		id++
 		// As if the session had just written what the replica shows.
-		state := session.load()
+		state := session.written.Load().latest
 		state.unknown, state.learned = 0, uptime()
-		session.state.Store(&state)
+		session.written.Store(&written{latest: state})
 		pool.primary.stay()
 
 		noError(t, pool.QueryRow(ctx, "select '0' operator(s_"+name+".<<<) $1::int", id).Scan(new(int)))
-		unasked := session.load().unknown > 0
+		unasked := pool.primary.written(session).unknown > 0
 		var n int
 		noError(t, pool.QueryRow(ctx, "select count(*) from "+name).Scan(&n))
 		if n != id+1 {

@@ -188,7 +188,7 @@ func TestTLS(t *testing.T) {
 			_, err := pool.Exec(t.Context(), "create table if not exists bound ()")
 			return err == nil
 		})
-		if state := pool.primary.session.load(); state.position == 0 {
+		if state := pool.primary.written(&pool.primary.session); state.position == 0 {
 			t.Errorf("the write's position: %+v", state)
 		}
 	})

@@ -201,8 +201,8 @@ func (c *primaryConn) ask(s *primaryStatement) {
 		return
 	default:
 		position = true
-		s.writes = isWrite || !c.primary.covers(c.primary.session.load()) ||
-			slices.ContainsFunc(s.sessions, func(s *Session) bool { return !c.primary.covers(s.load()) })
+		s.writes = isWrite || !c.primary.covers(c.primary.written(&c.primary.session)) ||
+			slices.ContainsFunc(s.sessions, func(s *Session) bool { return !c.primary.covers(c.primary.written(s)) })
 	}
 	if !s.Copied {
 		s.Inside = wroteMessages
@@ -233,7 +233,7 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 	unannounced := c.unannounced.Swap(false)
 	if c.schema = c.schema || s.Schema || unannounced; c.schema {
 		// In the middle of a transaction too, as the same SQL may have ended another one before.
-		defer func() { t.primary.statements.catalog.forget(t.primary.session.load()) }()
+		defer func() { t.primary.statements.catalog.forget(t.primary.written(&t.primary.session)) }()
 	}
 
 	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {

@@ -212,7 +212,7 @@ func (t *trust) followsNewer(r *report) bool {
 // may not see the system identifier.
 func (t *trust) checkCluster(r *report, region string) error {
 	if other := otherCluster(r, t.primary.Load()); other != "" {
-		return fmt.Errorf("flyregion: replica in %s is no standby of the primary: %s", region, other)
+		return fmt.Errorf("flyregion: %s is no standby of the primary: %s", inRegion(region), other)
 	}
 	return nil
 }

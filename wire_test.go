@@ -597,7 +597,7 @@ func TestWireCutBeforeTheAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	comesHome(t, ctx, pool)
-	pool.primary.session.wroteUnknown()
+	pool.primary.session.wroteUnknown(pool.primary.identity.Load().system)
 	armed.Store(true)
 	if err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("%v, want that of the connection", err)

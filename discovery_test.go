@@ -152,7 +152,11 @@ func TestEachAddressIsAReplica(t *testing.T) {
 // TestOneLookupForAll has many reads at a time connect for the first time.
 func TestOneLookupForAll(t *testing.T) {
 	cluster := sharedCluster(t)
-	names := namesFor(cluster, "ord", "syd")
+	names := namesFor(cluster)
+	names.answer(ordName, func(ctx context.Context) ([]string, error) {
+		_ = sleep(ctx, 100*time.Millisecond) // so that all ask at the same time
+		return []string{cluster.Server("ord").IP(), cluster.Server("syd").IP()}, nil
+	})
 	pool := poolIn(t, cluster, "ord", names.into, func(c *Config) { c.MaxConns = 16 })
 	var wg sync.WaitGroup
 	for range 16 {
@@ -354,6 +358,40 @@ func TestWrongAddresses(t *testing.T) {
 		}
 		return names.times(ordName) > asked+10
 	})
+}
+
+// TestSilentMachineJoins has the name lead to a machine that does not answer. No read waits for it.
+func TestSilentMachineJoins(t *testing.T) {
+	cluster := sharedCluster(t)
+	names := namesFor(cluster, "ord")
+	pool := poolIn(t, cluster, "ord", names.into, often)
+	readOn(t, cluster, pool, "ord")
+	link := cluster.Link("ord", "syd")
+	link.Stall()
+	t.Cleanup(link.Restore)
+	names.lead(ordName, cluster, "syd")
+	eventually(t, "the machine is found", func() bool {
+		servedBy(t, cluster, pool, 1)
+		return len(found(pool)) == 2
+	})
+	if by := servedBy(t, cluster, pool, 40); by["ord"] != 40 {
+		t.Errorf("reads run on %v", by)
+	}
+	link.Restore()
+	readOn(t, cluster, pool, "syd")
+}
+
+// TestReadMeetsALeavingReplica closes a replica's pool at the moment at which a read has chosen it.
+func TestReadMeetsALeavingReplica(t *testing.T) {
+	cluster := sharedCluster(t)
+	pool := poolIn(t, cluster, "ord", namesFor(cluster, "ord", "syd").into)
+	readOn(t, cluster, pool, "ord", "syd")
+	leaving := found(pool)[0]
+	leaving.left.Store(true)
+	leaving.pool.Close()
+	if by := servedBy(t, cluster, pool, 20); by["syd"] != 20 {
+		t.Errorf("reads run on %v", by)
+	}
 }
 
 // TestSlowNameServer answers late. Reads do not wait for it, neither at first nor later.

@@ -146,7 +146,7 @@ func TestAllReplicasAreWaitedFor(t *testing.T) {
 	id := 0
 	for what, run := range waitsFor {
 		t.Run(what, func(t *testing.T) {
-			names := namesFor(cluster, "ord", "syd")
+			names := namesFor(cluster, "syd", "ord")
 			pool := poolIn(t, cluster, "ord", names.into, waits(time.Minute, time.Minute), func(c *Config) {
 				c.AwaitWrites = what == "AwaitWrites"
 			})

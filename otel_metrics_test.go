@@ -131,7 +131,7 @@ func TestLagGauges(t *testing.T) {
 // lagQuestions returns how often a replica was asked how far behind it is, by any pool so far.
 func lagQuestions(t testing.TB, server *pgcluster.Server) int {
 	t.Helper()
-	return strings.Count(fullLog(t, server), "pg_last_xact_replay_timestamp")
+	return strings.Count(fullLog(t, server), lagSQL)
 }
 
 func TestGlobalProvidersThatAreSetLater(t *testing.T) {

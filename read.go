@@ -325,11 +325,12 @@ func (rd *reads) primarySooner(rep *replica, state sessionState) bool {
 }
 
 // await waits until one of the candidates has replayed what state covers, and acquires a connection to it. It waits no longer
-// than a round trip to the primary takes, or than MaxReplicaWait if the context wants the replica. opened is when the
-// connection to the first one was opened that the wait began on, by this process's clock: its reports from before do not count.
+// than a round trip to the primary takes, or than MaxReplicaWait if the context is of WithReplica or WithFresh. opened is when
+// the connection to the first one was opened that the wait began on, by this process's clock: its reports from before do not
+// count.
 func await[C pooledConn](ctx context.Context, rd *reads, rt *route, candidates []*replica, from connSource[C], state sessionState, opened uint64) (*replica, C, error) {
 	limit := rd.primary.waitLimit()
-	if !rt.mayFallBack() {
+	if !rt.mayFallBack() || rt.wants == wantsAll {
 		limit = rd.primary.maxWait
 	}
 	wait := rd.telemetry.startWait(ctx, candidates[0].region, state.position)

@@ -320,9 +320,8 @@ func WithMaxLag(ctx context.Context, d time.Duration) context.Context {
 
 // WithFresh returns a context whose reads see all that anybody had committed before they began, by whichever process, and
 // what their session has written. The primary is asked for its position, which is one small round trip, and the read runs on a
-// replica that shows that. It waits for the replica as other reads do, and else runs on the primary. So it takes longer than a
-// read on the primary, but for the work of a heavy query, which the primary is spared. Reads that begin at the same time share
-// questions.
+// replica that shows that, or that does within [Config.MaxReplicaWait], and else on the primary. It takes longer than a read on
+// the primary, and is for heavy queries, whose work the primary is spared. Reads that begin at the same time share questions.
 //
 // A transaction that was committed with synchronous_commit=off counts as committed when it is flushed, within three times
 // wal_writer_delay. Under [WithReplica] the read waits up to [Config.MaxReplicaWait] and then fails with an [ErrReplicaLag].

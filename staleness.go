@@ -136,6 +136,10 @@ const (
 	minCheckPause = 100 * time.Millisecond
 )
 
+// clockSetBack is how far in the future the time of a report is if the machine's clock was set back since. A report may be a
+// little later than the time that a read has for now.
+const clockSetBack = time.Minute
+
 // checkPause returns how old a report may be until the next is asked for.
 func (s *staleness) checkPause() time.Duration { return min(s.limit/4, maxCheckPause) }
 
@@ -158,7 +162,7 @@ func (r *replica) checkLag(ctx context.Context, conn *pgx.Conn, now int64) error
 	if s.limit == 0 {
 		return nil
 	}
-	if age := now - s.asked.Load(); age < 0 || age >= int64(s.checkPause()) {
+	if age := now - s.asked.Load(); age >= int64(s.checkPause()) || age < -int64(clockSetBack) {
 		switch {
 		case age > int64(s.limit):
 			if _, err := r.ask(ctx, conn, sessionState{}); err != nil {

@@ -13,12 +13,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Tracer is the tracer of every connection to the primary, beside the app's own if [pgx.ConnConfig] has one. Through it a
-// write counts for its session whoever makes it: the pool, a connection from [Pool.Acquire], or a library that uses
+// Tracer is the tracer of every connection to the primary, beside the app's own if [pgx.ConnConfig] has one. Through it
+// every write counts for its session, whoever makes it: the pool, a connection from [Pool.Acquire], or a library that uses
 // [Pool.Primary]. It asks for the position at which a write commits, in the round trip of the write itself.
 //
 // Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer], [pgx.PrepareTracer] and
-// [pgx.ConnectTracer], and [pgxpool.AcquireTracer] and [pgxpool.ReleaseTracer]. It is made by the pool; the zero value does nothing.
+// [pgx.ConnectTracer], and [pgxpool.AcquireTracer] and [pgxpool.ReleaseTracer]. The pool makes it. The zero value does
+// nothing.
 type Tracer struct {
 	primary *primary
 }

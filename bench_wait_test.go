@@ -247,6 +247,55 @@ func BenchmarkReadWhileBusy(b *testing.B) {
 	}
 }
 
+// BenchmarkReturnFromLag is how long reads stay away from a replica that has caught up, after one has waited in vain for it:
+// the reads, and the time. Goroutines of this process keep its processors busy meanwhile, so that answers come late.
+func BenchmarkReturnFromLag(b *testing.B) {
+	cluster := sharedCluster(b)
+	ctx := b.Context()
+	for _, busy := range []int{0, 4} {
+		b.Run(fmt.Sprint(busy), func(b *testing.B) {
+			name := table(b, cluster, "id int primary key, v text")
+			pool := poolIn(b, cluster, "ord", unlogged)
+			comesHome(b, ctx, pool)
+			stop, cancel := context.WithCancel(ctx)
+			var all sync.WaitGroup
+			defer all.Wait()
+			defer cancel()
+			for range busy {
+				all.Go(func() {
+					for stop.Err() == nil {
+					}
+				})
+			}
+			const least = 10 // also with -benchtime=1x
+			var reads, took []float64
+			for id := range max(b.N, least) {
+				thaw := freeze(b, cluster)
+				if err := execs(ctx, pool, insertText(name, id)); err != nil {
+					b.Fatal(err)
+				}
+				for pool.replicas.list[0].tracker.missed.Load() == nil {
+					if replicaServes(b, ctx, pool) {
+						b.Fatal("the replica serves while it is halted")
+					}
+				}
+				thaw()
+				if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+					b.Fatal(err)
+				}
+				began, away := time.Now(), 0
+				for !replicaServes(b, ctx, pool) {
+					away++
+				}
+				reads, took = append(reads, float64(away)), append(took, float64(time.Since(began))/float64(time.Millisecond))
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(median(reads), "reads-away")
+			b.ReportMetric(median(took), "ms-to-return")
+		})
+	}
+}
+
 // BenchmarkMixedWait is an app of eight goroutines of which one statement in twenty writes, beside a pgxpool on the primary:
 // near the primary and far from it, with a MinReplicaWait and without, all in one session and with one for each goroutine.
 // The ratio is that of the times. Without latency the connections are direct, as the proxy that adds it takes a part of this

@@ -152,8 +152,15 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 		return nil, err
 	}
 	verdict := rep.verdict(conn.Conn(), state)
-	if verdict == behind && pooled(conn.Conn()) {
-		if verdict, err = rep.ask(ctx, conn.Conn(), state); err != nil {
+	if verdict == behind {
+		checks := rt.target != targetReplica && rep.tracker.beginCheck()
+		if checks || pooled(conn.Conn()) {
+			verdict, err = rep.ask(ctx, conn.Conn(), state)
+		}
+		if checks {
+			rep.tracker.endCheck()
+		}
+		if err != nil {
 			from.release(rep, conn)
 			return nil, err
 		}

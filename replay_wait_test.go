@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -171,36 +170,56 @@ func TestWaitReplayedOverFailover(t *testing.T) {
 	}
 }
 
-// TestLooksDoNotPileUp keeps asking a replica that does not answer whether it has caught up.
-func TestLooksDoNotPileUp(t *testing.T) {
+// TestMissEndsWithTheLag has a read wait in vain while the watcher cannot connect. The wait keeps other reads away no longer
+// than the replica is behind: one of them asks the replica.
+func TestMissEndsWithTheLag(t *testing.T) {
 	cluster := sharedCluster(t)
 	name := table(t, cluster, "id int primary key, v text")
 	ctx := t.Context()
-	link := cluster.Link("ord", "ord")
-	t.Cleanup(link.Restore)
-	pool := poolIn(t, cluster, "ord")
+	var dials atomic.Int64
+	pool := poolIn(t, cluster, "ord", func(c *Config) {
+		c.MaxConns = 1
+		dial := c.ConnConfig.DialFunc
+		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if _, port, _ := net.SplitHostPort(addr); port == "5433" && dials.Add(1) > 1 {
+				<-ctx.Done() // the watcher
+				return nil, ctx.Err()
+			}
+			return dial(ctx, network, addr)
+		}
+	})
 	comesHome(t, ctx, pool)
-	freeze(t, cluster)
-	if err := execs(ctx, pool, insertText(name, 1)); err != nil {
-		t.Fatal(err)
-	}
+	thaw := freeze(t, cluster)
+	noError(t, execs(ctx, pool, insertText(name, 1)))
 	if n := counts(t, ctx, pool, name); n != 1 {
 		t.Errorf("%d rows", n)
 	}
 	tracker := pool.replicas.list[0].tracker
-	if !tracker.lagging() {
-		t.Fatal("nobody has missed anything")
+	m := tracker.missed.Load()
+	if m == nil {
+		t.Fatal("nobody has waited in vain")
 	}
-	link.Stall()
-	before := runtime.NumGoroutine()
-	for range 100 {
-		tracker.lagging()
-		time.Sleep(6 * time.Millisecond)
+	tracker.missed.Store(&miss{state: m.state, at: m.at.Add(time.Hour)}) // it does not end because the test is slow
+	thaw()
+	noError(t, cluster.Server("ord").WaitReplayed(ctx))
+
+	soon := func() { tracker.checkedAt.Store(0) }
+	soon()
+	if !tracker.beginCheck() {
+		t.Fatal("nobody has to check")
 	}
-	if n := runtime.NumGoroutine() - before; n > 20 {
-		t.Errorf("%d goroutines more", n)
+	soon()
+	if replicaServes(t, ctx, pool) {
+		t.Error("two reads check at the same time")
 	}
-	link.Restore()
+	tracker.endCheck()
+	soon()
+	if !replicaServes(t, ctx, pool) {
+		t.Error("a read is kept from a replica that has caught up")
+	}
+	if tracker.missed.Load() != nil {
+		t.Error("the wait in vain is not forgotten")
+	}
 }
 
 // TestPrivileges has a role that may not call the functions that tell a server's cluster and timeline. Its reads go to the

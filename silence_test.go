@@ -10,6 +10,7 @@ import (
 	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // patiently runs f, which must return, however long it takes within reason.
@@ -302,11 +303,14 @@ func TestConnectionsOutside(t *testing.T) {
 	hold := func(t *testing.T, pool *Pool, ctx context.Context) (all []holder) {
 		t.Helper()
 		for range conns {
-			conn, err := pool.Acquire(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, conn)
+			// A busy machine may take longer than MaxReplicaWait to open a connection.
+			eventually(t, "a connection is acquired", func() bool {
+				conn, err := pool.Acquire(ctx)
+				if err == nil {
+					all = append(all, conn)
+				}
+				return err == nil
+			})
 		}
 		return all
 	}
@@ -344,10 +348,12 @@ func TestConnectionsOutside(t *testing.T) {
 	t.Run("hijacked", func(t *testing.T) {
 		pool := open(t)
 		for range 3 {
-			conn, err := pool.Acquire(WithReplica(ctx))
-			if err != nil {
-				t.Fatal(err)
-			}
+			var conn *pgxpool.Conn
+			eventually(t, "a connection is acquired", func() bool {
+				var err error
+				conn, err = pool.Acquire(WithReplica(ctx))
+				return err == nil
+			})
 			hijacked := conn.Hijack()
 			if err := hijacked.Close(ctx); err != nil {
 				t.Fatal(err)
@@ -368,9 +374,7 @@ func TestConnectionsOutside(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			if err := conn.PingContext(WithReplica(ctx)); err != nil {
-				t.Fatal(err)
-			}
+			eventually(t, "it has a connection to the replica", func() bool { return conn.PingContext(WithReplica(ctx)) == nil })
 		}
 		taken(t, pool)
 	})

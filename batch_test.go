@@ -187,7 +187,7 @@ type hiddenArgument struct{ text *string }
 
 func (v hiddenArgument) Value() (driver.Value, error) { return *v.text, nil }
 
-// openArgument is a Valuer that its pointer has to be used with.
+// openArgument is a Valuer whose method is that of its pointer.
 type openArgument struct{ Text []string }
 
 func (v *openArgument) Value() (driver.Value, error) { return v.Text[0], nil }

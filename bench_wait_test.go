@@ -154,7 +154,7 @@ func BenchmarkWaiters(b *testing.B) {
 		b.Run(fmt.Sprint(waiters), func(b *testing.B) {
 			ctx := b.Context()
 			pool := poolIn(b, cluster, "ord", unlogged, waits(time.Hour, time.Hour))
-			comesHome(b, ctx, pool)
+			awaitReplica(b, ctx, pool)
 			replica, link := cluster.Server("ord"), cluster.Link("ord", "ord")
 			if err := replica.PauseReplay(ctx); err != nil {
 				b.Fatal(err)
@@ -212,7 +212,7 @@ func BenchmarkReadWhileBusy(b *testing.B) {
 			name := table(b, cluster, "id int primary key")
 			recording := record(b)
 			pool := poolIn(b, cluster, "ord", unlogged, func(c *Config) { c.Telemetry.MeterProvider = recording.meters })
-			comesHome(b, ctx, pool)
+			awaitReplica(b, ctx, pool)
 			stop, cancel := context.WithCancel(ctx)
 			var all sync.WaitGroup
 			defer all.Wait()
@@ -256,7 +256,7 @@ func BenchmarkReturnFromLag(b *testing.B) {
 		b.Run(fmt.Sprint(busy), func(b *testing.B) {
 			name := table(b, cluster, "id int primary key, v text")
 			pool := poolIn(b, cluster, "ord", unlogged)
-			comesHome(b, ctx, pool)
+			awaitReplica(b, ctx, pool)
 			stop, cancel := context.WithCancel(ctx)
 			var all sync.WaitGroup
 			defer all.Wait()
@@ -340,7 +340,7 @@ func BenchmarkMixedWait(b *testing.B) {
 							c.ReplicaConnStrings = map[string]string{"ord": cluster.Server("ord").ConnString()}
 						}
 					})
-					comesHome(b, ctx, pool)
+					awaitReplica(b, ctx, pool)
 					alternate(b, 400, [2]string{"pgxpool", "flyregion"}, [2]func(int) error{mixed(raw, contexts), mixed(pool, contexts)})
 				})
 			}

@@ -82,7 +82,7 @@ func setServers(cluster *pgcluster.Cluster) {
 	os.Setenv("ORD_URL", cluster.Server("ord").ConnString())
 }
 
-// noTest stands for the test where there is none.
+// noTest is the testing.TB of TestMain, which runs outside of any test.
 type noTest struct{ testing.TB }
 
 func (noTest) Helper()           {}

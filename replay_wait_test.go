@@ -35,7 +35,7 @@ func TestTwoServersInARegion(t *testing.T) {
 			return ord.DialContext(ctx, network, addr)
 		}
 	})
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	thaw := freeze(t, cluster)
 	for i := range 5 {
 		if err := execs(ctx, pool, insertText(name, i)); err != nil {
@@ -72,7 +72,7 @@ func TestReplicaNotAsked(t *testing.T) {
 	link := cluster.Link("ord", "ord")
 	t.Cleanup(link.Restore)
 	pool := poolIn(t, cluster, "ord", waits(0, 300*time.Millisecond))
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	freeze(t, cluster)
 	if err := execs(ctx, pool, insertText(name, 1)); err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func TestWaitReplayedOverFailover(t *testing.T) {
 	if err := execs(ctx, pool, "insert into "+name+" values (1)"); err != nil {
 		t.Fatal(err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	for _, region := range []string{"ord", "syd"} {
 		noError(t, cluster.Server(region).WaitReplayed(ctx))
 		cluster.Replication(region).Cut()
@@ -188,7 +188,7 @@ func TestMissEndsWithTheLag(t *testing.T) {
 			return dial(ctx, network, addr)
 		}
 	})
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	thaw := freeze(t, cluster)
 	noError(t, execs(ctx, pool, insertText(name, 1)))
 	if n := counts(t, ctx, pool, name); n != 1 {
@@ -265,5 +265,5 @@ func TestPrivileges(t *testing.T) {
 	revoke(false)
 	pool = poolIn(t, cluster, "ord", impatient, as("app"))
 	neverStale(t, "with privileges", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 }

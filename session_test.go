@@ -86,7 +86,7 @@ func TestSessionConcurrent(t *testing.T) {
 	}
 }
 
-// TestIntents puts what a context asks on top of one another.
+// TestIntents makes a context from others: it keeps what they ask, unless it asks for something else itself.
 func TestIntents(t *testing.T) {
 	var s Session
 	ctx := WithSession(WithReplica(WithoutWait(t.Context())), &s)

@@ -90,7 +90,7 @@ func TestReplayedLock(t *testing.T) {
 	if err := execs(ctx, pool, "insert into "+name+" values (1), (2), (3)"); err != nil {
 		t.Fatal(err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	thaw := lockedOnReplica(t, cluster, name)
 	if !replicaServes(t, ctx, pool) {
 		t.Fatal("the replica does not serve")
@@ -189,7 +189,7 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 	for what := range ways {
 		pool := poolIn(t, cluster, "ord", change...)
 		read := countReads(pool, name)[what]
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		link.Stall()
 		patiently(t, what, func() {
 			if n, err := read(ctx); n != 3 || err != nil {
@@ -197,13 +197,13 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 			}
 		})
 		link.Restore()
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		unused(t, pool)
 	}
 
 	// The read was sent, and the replica's answer is lost.
 	pool := poolIn(t, cluster, "ord", change...)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	patiently(t, "sent", func() {
 		time.AfterFunc(300*time.Millisecond, link.Stall)
 		if err := pool.QueryRow(ctx, "select pg_sleep(1)").Scan(nil); err != nil {
@@ -211,7 +211,7 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 		}
 	})
 	link.Restore()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 
 	tx, err := pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
 	if err != nil {
@@ -228,7 +228,7 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 		_ = tx.Rollback(ctx)
 	})
 	link.Restore()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	unused(t, pool)
 }
 
@@ -240,7 +240,7 @@ func TestCloseWithSilentReplica(t *testing.T) {
 	ctx := t.Context()
 
 	pool := poolIn(t, cluster, "ord")
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	read := make(chan error, 1)
 	go func() { read <- pool.QueryRow(WithReplica(ctx), "select pg_sleep(1)").Scan(nil) }()
 	eventually(t, "the read runs", func() bool { return pool.Replica().Stat().AcquiredConns() == 1 })
@@ -258,7 +258,7 @@ func TestLongReadIsLeftAlone(t *testing.T) {
 	cluster := sharedCluster(t)
 	ctx := t.Context()
 	pool := poolIn(t, cluster, "ord")
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	var replica bool
 	err := pool.QueryRow(ctx, readOnlySQL+" from pg_sleep(6)").Scan(&replica)
 	if err != nil || !replica {
@@ -296,7 +296,7 @@ func TestConnectionsOutside(t *testing.T) {
 	}
 	open := func(t *testing.T) *Pool {
 		pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxConns, c.MaxReplicaWait = conns, 200*time.Millisecond })
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		return pool
 	}
 	type holder interface{ Release() }
@@ -319,7 +319,7 @@ func TestConnectionsOutside(t *testing.T) {
 		for _, c := range all {
 			c.Release()
 		}
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 	}
 
 	t.Run("with replica", func(t *testing.T) {

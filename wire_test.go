@@ -553,7 +553,7 @@ func TestWireMissesNothing(t *testing.T) {
 				c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 			})
 			freeze(t, cluster)
-			comesHome(t, ctx, pool)
+			awaitReplica(t, ctx, pool)
 			id := int(clock.Add(1))
 			if err := write(pool, id); err != nil {
 				t.Fatal(err)
@@ -596,7 +596,7 @@ func TestWireCutBeforeTheAnswer(t *testing.T) {
 	if err := pool.Ping(ctx); err != nil {
 		t.Fatal(err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	pool.primary.session.wroteUnknown()
 	armed.Store(true)
 	if err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)); !errors.Is(err, io.ErrUnexpectedEOF) {

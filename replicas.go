@@ -75,8 +75,8 @@ type replica struct {
 
 	// These count the pool's connections: open, used by a read of this package (or waited for), and held by the app.
 	// pgxpool does not tell when the app releases or hijacks one, so it counts as held until it is acquired again or
-	// closed. So open-used-held is at most the number of idle connections, but for moments in which pgxpool opens or closes
-	// one by itself.
+	// closed. So open-used-held is at most the number of idle connections, except for moments in which pgxpool opens or
+	// closes one by itself.
 	open, used, held atomic.Int32
 	answered         atomic.Int64 // when a read last acquired a connection, in nanoseconds since 1970
 

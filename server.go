@@ -58,7 +58,7 @@ const (
 		`else ` + primaryTimeline + ` end, ` +
 		`(select system_identifier from pg_catalog.pg_control_system())`
 
-	// modestReportSQL is for a role that may not call the functions of reportSQL.
+	// unprivilegedReportSQL is for a role that may not call the functions of reportSQL.
 	unprivilegedReportSQL = reportStart +
 		`case when pg_catalog.pg_is_in_recovery() then 0 else ` + primaryTimeline + ` end, 0`
 

@@ -23,7 +23,12 @@ import (
 // operator that inserts, which no text shows.
 func batchCluster(t *testing.T) *pgcluster.Cluster {
 	t.Helper()
-	cluster := dropInCluster(t)
+	return withBatches(t, dropInCluster(t))
+}
+
+// withBatches gives a cluster that withDropIn has changed what batchCluster has.
+func withBatches(t *testing.T, cluster *pgcluster.Cluster) *pgcluster.Cluster {
+	t.Helper()
 	err := cluster.Leader().Exec(t.Context(), `
 		set search_path = dropin;
 		create function fails_at(i int, at int, code text) returns int stable language plpgsql as
@@ -50,7 +55,8 @@ func failsAt(row int, code string) string {
 // TestBatchFailures reads batches, one query of which fails in front of, at or behind its first row, in all ways and
 // modes, and compares them with those of pgxpool.
 func TestBatchFailures(t *testing.T) {
-	cluster := batchCluster(t)
+	t.Parallel()
+	cluster := withBatches(t, withDropIn(t, ownCluster(t, nil)))
 	for _, mode := range batchModes {
 		t.Run(mode.String(), func(t *testing.T) {
 			saw := map[string][][]string{}

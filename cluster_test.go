@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +37,12 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(name)
 	}
 	flag.Parse()
+	parallel := false
+	flag.Visit(func(f *flag.Flag) { parallel = parallel || f.Name == "test.parallel" })
+	if !parallel {
+		// The parallel tests mostly wait, for latencies and for servers.
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	}
 	// Where there is no PostgreSQL this says so once.
 	if err := pgcluster.Prepare(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -66,7 +66,8 @@ func TestTwoServersInARegion(t *testing.T) {
 
 // TestReplicaNotAsked wants a replica and nothing else that cannot be asked: the error says so, and nothing of lag.
 func TestReplicaNotAsked(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key, v text")
 	ctx := t.Context()
 	link := cluster.Link("ord", "ord")

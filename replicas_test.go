@@ -113,7 +113,8 @@ func TestReplicaNeverReached(t *testing.T) {
 // TestReplicaForgets loses connections without a word: the network drops their bytes for ever, and lets new ones pass.
 // Whoever waited on one of them, the watcher too, does not keep reads from the replica afterwards.
 func TestReplicaForgets(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key, v text")
 	ctx := t.Context()
 	var generation atomic.Int64

@@ -225,7 +225,8 @@ func TestWaitReplayed(t *testing.T) {
 
 // TestAwaitWrites has writes return when the replica shows them.
 func TestAwaitWrites(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key, v text")
 	hide(t, cluster, name)
 	ctx := t.Context()

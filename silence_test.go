@@ -148,7 +148,8 @@ func TestReplayedLock(t *testing.T) {
 
 // TestReplicaFallsSilent drops all packets to the replica when reads are under way. They move; one that cannot fails.
 func TestReplicaFallsSilent(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key")
 	if err := cluster.Leader().Exec(t.Context(), "insert into "+name+" values (1), (2), (3)"); err != nil {
 		t.Fatal(err)
@@ -234,7 +235,8 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 
 // TestCloseWithSilentReplica closes a pool while a read is under way on a replica that falls silent.
 func TestCloseWithSilentReplica(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	link := cluster.Link("ord", "ord")
 	t.Cleanup(link.Restore)
 	ctx := t.Context()
@@ -255,6 +257,7 @@ func TestCloseWithSilentReplica(t *testing.T) {
 
 // TestLongReadIsLeftAlone reads for longer than it takes to find out that a replica is silent.
 func TestLongReadIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	cluster := sharedCluster(t)
 	ctx := t.Context()
 	pool := poolIn(t, cluster, "ord")

@@ -40,7 +40,8 @@ func inPieces(size int) func(*Config) {
 
 // TestWireInPieces runs every write path over connections that deliver a byte at a time, or a few.
 func TestWireInPieces(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key, v text")
 	hide(t, cluster, name)
 	freeze(t, cluster)

@@ -171,6 +171,9 @@ func TestStandbyOfDemotedPrimary(t *testing.T) {
 	for what, pool := range pools {
 		neverStale(t, what, pool, name, func() { fill(t, nrt); waitCaughtUp(t, syd, nrt) })
 	}
+	for what, pool := range pools {
+		neverStale(t, what+", on a new connection", pool, name, func() { fill(t, nrt); waitCaughtUp(t, syd, nrt); pool.Replica().Reset() })
+	}
 
 	// It follows the new primary. Who may read what it receives sees that, the others when its control file says so.
 	rebuild(t, syd, backup)

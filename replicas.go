@@ -50,6 +50,7 @@ type replicaConn struct {
 	opened uint64  // when the first report had been received, by this process's clock
 	held   bool    // it counts in the replica's held
 	closed bool    // it no longer counts in the replica's open
+	row    rowMemory
 }
 
 // openedAt returns when a connection was opened, by this process's clock.

@@ -79,7 +79,6 @@ type replica struct {
 	// closed. So open-used-held is at most the number of idle connections, except for moments in which pgxpool opens or
 	// closes one by itself.
 	open, used, held atomic.Int32
-	answered         atomic.Int64 // when a read last acquired a connection, in nanoseconds since 1970
 
 	hooked bool // the config has a PrepareConn, whose error must not count against the replica
 
@@ -158,10 +157,9 @@ var plainConns = connSource[*pgxpool.Conn]{
 // acquireConn acquires a connection to a replica. A replica without one within limit counts as unreachable for a while,
 // whether it does not answer or all of its connections are in use. An error of the app's PrepareConn is a hookError.
 func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[C]) (conn C, err error) {
-	now := time.Now()
 	limited := ctx
 	idle := r.used.Add(1) <= r.open.Load()-r.held.Load()
-	if prompt := idle && now.UnixNano()-r.answered.Load() < int64(time.Second); !prompt {
+	if prompt := idle && r.guard.heard.Load(); !prompt { // else a context with a timer would be made for nothing
 		var cancel context.CancelFunc
 		limited, cancel = context.WithTimeout(ctx, r.limit)
 		defer cancel()
@@ -196,7 +194,6 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 		r.fail(err)
 		return nil, err
 	}
-	r.answered.Store(now.UnixNano())
 	return conn, nil
 }
 

@@ -382,3 +382,17 @@ func TestConnectionsOutside(t *testing.T) {
 		taken(t, pool)
 	})
 }
+
+// TestGuardHearsWhileThereAreCalls checks that a replica no longer counts as heard from when nobody has used it for a while,
+// so that a read which finds it silent then waits no longer than MaxReplicaWait.
+func TestGuardHearsWhileThereAreCalls(t *testing.T) {
+	pool := poolIn(t, sharedCluster(t), "ord")
+	heard := &pool.replicas.list[0].guard.heard
+	eventually(t, "the replica is heard", func() bool {
+		if err := pool.QueryRow(t.Context(), "select 1").Scan(new(int)); err != nil {
+			t.Fatal(err)
+		}
+		return heard.Load()
+	})
+	eventually(t, "the replica is no longer heard", func() bool { return !heard.Load() })
+}

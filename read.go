@@ -174,6 +174,9 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 	case verdict == outdated:
 		return nil, errOutdated
 	case rt.target != targetReplica && rep.tracker.lagging():
+		if rd.primary.minWait == 0 {
+			rd.primary.stay()
+		}
 		return nil, rep.lagError(rep.tracker.latest.Load(), state)
 	case rt.target != targetReplica && rd.primarySooner(rep, state):
 		rep.tracker.lookInBackground(state)

@@ -231,7 +231,6 @@ func (g *randomGenerator) sqlOpen() *randomOp {
 var sqlStates = [][2]string{
 	{"set app.x = 'set'", "select coalesce(current_setting('app.x', true), '')"},
 	{"select set_config('app.x', 'configured', false)", "select coalesce(current_setting('app.x', true), '')"},
-	{"select sets_and_writes('refused')", "select coalesce(current_setting('app.x', true), '')"},
 	{"call p_sets('called')", "select coalesce(current_setting('app.x', true), '')"},
 	{"set datestyle = 'SQL, DMY'", "select date '2026-11-21'::text"},
 	{"create temp table scratch as select 7 as n", "select n from scratch"},

@@ -19,7 +19,8 @@ import (
 // Under [WithPrimary] and [WithReplica], [sql.DB.Conn] does what [Pool.Acquire] does: the connection is one session on
 // that server for all that is run in it, and [sql.Conn.Raw] passes a [*stdlib.Conn]. For any other connection Raw passes a
 // value with the method Conn() *pgx.Conn, which returns the session on the primary. That value is no *stdlib.Conn, because
-// a *stdlib.Conn runs all statements on one server.
+// a *stdlib.Conn runs all statements on one server. If there is no session yet, Conn() waits for a connection to the primary
+// without a context, as Raw has none. Call [sql.Conn.PingContext] before, which waits under its context.
 //
 // The connections are the pool's: the sql.DB keeps none of its own (SetMaxIdleConns is 0), and closing it does not close
 // the pool. Without a replica OpenDB returns what [stdlib.OpenDBFromPool] does.
@@ -93,7 +94,7 @@ var (
 )
 
 // Conn returns the connection of the open transaction or, as [stdlib.Conn.Conn] does, of the session on the primary, nil
-// if there is none to be had.
+// if there is none to be had. database/sql passes it no context.
 func (c *sqlConn) Conn() *pgx.Conn {
 	if c.tx != nil {
 		c.tx.unused = false

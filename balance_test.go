@@ -220,7 +220,7 @@ func TestNoFallback(t *testing.T) {
 
 	t.Run("lag", func(t *testing.T) {
 		pool := poolIn(t, cluster, "ord", noFallback)
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		thaw := freeze(t, cluster)
 		if err := execs(ctx, pool, insertText(name, 1)); err != nil {
 			t.Fatal(err)

@@ -23,7 +23,12 @@ import (
 // operator that inserts, which no text shows.
 func batchCluster(t *testing.T) *pgcluster.Cluster {
 	t.Helper()
-	cluster := dropInCluster(t)
+	return withBatches(t, dropInCluster(t))
+}
+
+// withBatches gives a cluster that withDropIn has changed what batchCluster has.
+func withBatches(t *testing.T, cluster *pgcluster.Cluster) *pgcluster.Cluster {
+	t.Helper()
 	err := cluster.Leader().Exec(t.Context(), `
 		set search_path = dropin;
 		create function fails_at(i int, at int, code text) returns int stable language plpgsql as
@@ -50,7 +55,8 @@ func failsAt(row int, code string) string {
 // TestBatchFailures reads batches, one query of which fails in front of, at or behind its first row, in all ways and
 // modes, and compares them with those of pgxpool.
 func TestBatchFailures(t *testing.T) {
-	cluster := batchCluster(t)
+	t.Parallel()
+	cluster := withBatches(t, withDropIn(t, ownCluster(t, nil)))
 	for _, mode := range batchModes {
 		t.Run(mode.String(), func(t *testing.T) {
 			saw := map[string][][]string{}
@@ -187,7 +193,7 @@ type hiddenArgument struct{ text *string }
 
 func (v hiddenArgument) Value() (driver.Value, error) { return *v.text, nil }
 
-// openArgument is a Valuer that its pointer has to be used with.
+// openArgument is a Valuer whose method is that of its pointer.
 type openArgument struct{ Text []string }
 
 func (v *openArgument) Value() (driver.Value, error) { return v.Text[0], nil }

@@ -39,7 +39,7 @@ func BenchmarkFreshness(b *testing.B) {
 					cluster.SetLatency("ord", "nrt", latency)
 					pool := poolIn(b, cluster, "ord", unlogged)
 					link := cluster.Link("ord", "nrt")
-					comesHome(b, fresh.ctx, pool)
+					awaitReplica(b, fresh.ctx, pool)
 					var asked int64
 					before := pool.Stat().Statements()
 					read := func(ctx context.Context, count *int64) func(int) error {

@@ -154,7 +154,7 @@ func BenchmarkWaiters(b *testing.B) {
 		b.Run(fmt.Sprint(waiters), func(b *testing.B) {
 			ctx := b.Context()
 			pool := poolIn(b, cluster, "ord", unlogged, waits(time.Hour, time.Hour))
-			comesHome(b, ctx, pool)
+			awaitReplica(b, ctx, pool)
 			replica, link := cluster.Server("ord"), cluster.Link("ord", "ord")
 			if err := replica.PauseReplay(ctx); err != nil {
 				b.Fatal(err)
@@ -212,7 +212,7 @@ func BenchmarkReadWhileBusy(b *testing.B) {
 			name := table(b, cluster, "id int primary key")
 			recording := record(b)
 			pool := poolIn(b, cluster, "ord", unlogged, func(c *Config) { c.Telemetry.MeterProvider = recording.meters })
-			comesHome(b, ctx, pool)
+			awaitReplica(b, ctx, pool)
 			stop, cancel := context.WithCancel(ctx)
 			var all sync.WaitGroup
 			defer all.Wait()
@@ -243,6 +243,55 @@ func BenchmarkReadWhileBusy(b *testing.B) {
 			kept := recording.statements(b)["primary "+string(becauseLag)] - inVain
 			b.ReportMetric(float64(inVain)/float64(reads)*100, "in-vain-%")
 			b.ReportMetric(float64(kept)/float64(reads)*100, "kept-away-%")
+		})
+	}
+}
+
+// BenchmarkReturnFromLag is how long reads stay away from a replica that has caught up, after one has waited in vain for it:
+// the reads, and the time. Goroutines of this process keep its processors busy meanwhile, so that answers come late.
+func BenchmarkReturnFromLag(b *testing.B) {
+	cluster := sharedCluster(b)
+	ctx := b.Context()
+	for _, busy := range []int{0, 4} {
+		b.Run(fmt.Sprint(busy), func(b *testing.B) {
+			name := table(b, cluster, "id int primary key, v text")
+			pool := poolIn(b, cluster, "ord", unlogged)
+			awaitReplica(b, ctx, pool)
+			stop, cancel := context.WithCancel(ctx)
+			var all sync.WaitGroup
+			defer all.Wait()
+			defer cancel()
+			for range busy {
+				all.Go(func() {
+					for stop.Err() == nil {
+					}
+				})
+			}
+			const least = 10 // also with -benchtime=1x
+			var reads, took []float64
+			for id := range max(b.N, least) {
+				thaw := freeze(b, cluster)
+				if err := execs(ctx, pool, insertText(name, id)); err != nil {
+					b.Fatal(err)
+				}
+				for pool.replicas.list()[0].tracker.missed.Load() == nil {
+					if replicaServes(b, ctx, pool) {
+						b.Fatal("the replica serves while it is halted")
+					}
+				}
+				thaw()
+				if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
+					b.Fatal(err)
+				}
+				began, away := time.Now(), 0
+				for !replicaServes(b, ctx, pool) {
+					away++
+				}
+				reads, took = append(reads, float64(away)), append(took, float64(time.Since(began))/float64(time.Millisecond))
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(median(reads), "reads-away")
+			b.ReportMetric(median(took), "ms-to-return")
 		})
 	}
 }
@@ -291,7 +340,7 @@ func BenchmarkMixedWait(b *testing.B) {
 							c.ReplicaConnStrings = map[string]string{"ord": cluster.Server("ord").ConnString()}
 						}
 					})
-					comesHome(b, ctx, pool)
+					awaitReplica(b, ctx, pool)
 					alternate(b, 400, [2]string{"pgxpool", "flyregion"}, [2]func(int) error{mixed(raw, contexts), mixed(pool, contexts)})
 				})
 			}

@@ -75,7 +75,7 @@ func makeVolatileSchema(t testing.TB, cluster *pgcluster.Cluster) {
 
 func anyPosition(sessionState) bool { return true }
 
-// calls names the functions that texts call of which the answers so far say nothing.
+// calls returns a function that names what texts call and the answers so far do not tell of.
 func calls(texts ...string) func(*catalogAnswers) []string {
 	return func(known *catalogAnswers) (names []string) {
 		for _, sql := range texts {

@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +37,12 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(name)
 	}
 	flag.Parse()
+	parallel := false
+	flag.Visit(func(f *flag.Flag) { parallel = parallel || f.Name == "test.parallel" })
+	if !parallel {
+		// The parallel tests mostly wait, for latencies and for servers.
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	}
 	// Where there is no PostgreSQL this says so once.
 	if err := pgcluster.Prepare(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -82,7 +90,7 @@ func setServers(cluster *pgcluster.Cluster) {
 	os.Setenv("ORD_URL", cluster.Server("ord").ConnString())
 }
 
-// noTest stands for the test where there is none.
+// noTest is the testing.TB of TestMain, which runs outside of any test.
 type noTest struct{ testing.TB }
 
 func (noTest) Helper()           {}

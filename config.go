@@ -25,9 +25,10 @@ type Config struct {
 	// PrimaryRegion is where the writable server is. The default is fly_primary_region in the connection string, then
 	// the environment's PRIMARY_REGION. When it is empty the pool is one plain pgxpool.
 	//
-	// Where no replica is known, a pool is one plain pgxpool if both regions come from the environment. If one of them was
-	// set by the connection string or the app, NewPoolWithConfig returns an error, and also if Region was set so and there is
-	// no PrimaryRegion. A field that is set to the environment's value counts as the environment's.
+	// If the two regions lead to no replica and both come from the environment, the pool is one plain pgxpool. If the
+	// connection string or the app has set one of them, NewPoolWithConfig returns an error. It also returns one if Region was
+	// set in this way and there is no PrimaryRegion. A field that is set to the environment's value counts as the
+	// environment's.
 	PrimaryRegion string
 
 	// ReplicaRegions are the regions to read from, in order of preference. The default is fly_replica_regions in the
@@ -59,13 +60,13 @@ type Config struct {
 	//
 	// A host name may have several addresses, and a connection string several hosts. Each of them is a replica.
 	//
-	// NewPoolWithConfig returns an error if there are ReplicaRegions and one of the regions is not among them. If there are
-	// none, the Region must be one of the regions, unless it is the primary's. The others are for processes of the app
-	// elsewhere.
+	// If there are ReplicaRegions, each region here must be one of them. If there are none, Region must be one of the regions
+	// here or the PrimaryRegion, and the others are for processes of the app that run there. Otherwise NewPoolWithConfig
+	// returns an error.
 	ReplicaConnStrings map[string]string
 
-	// AppName is the application_name that the servers see, where there are replicas, if the connection string and the
-	// environment set none. The default is the environment's FLY_APP_NAME.
+	// AppName is the application_name of a pool with replicas, unless the connection string or the environment (PGAPPNAME)
+	// sets one. The default is the environment's FLY_APP_NAME.
 	AppName string
 
 	// Balance says which of several replicas a read goes to. The default is fly_balance in the connection string, then
@@ -126,9 +127,9 @@ type Config struct {
 	// is noticed by the standby after its wal_receiver_timeout, which is a minute by default.
 	MaxReplicaLag time.Duration
 
-	// AwaitWrites makes each write return only when all replicas that this process reads from have replayed it, so that other
-	// processes that read there see it too, or after MaxReplicaWait. A replica that cannot be reached is not waited for.
-	// Without it only reads wait. The default is fly_await_writes in the connection string, then false.
+	// AwaitWrites makes each write return only when all replicas that this process reads from have replayed it, or after
+	// MaxReplicaWait. A replica that cannot be reached is not waited for. Other processes that read there then see the write
+	// too. Without AwaitWrites only reads wait. The default is fly_await_writes in the connection string, then false.
 	AwaitWrites bool
 
 	// SimulateReplica makes a pool on a single server send its reads through a second pool to the same server, whose
@@ -139,8 +140,8 @@ type Config struct {
 	// Functions says what calls of the app's own functions are: Write if they have to run on the primary, Read if not. The
 	// names are in lower case and without a schema. It overrides what the package itself and the database's catalog know
 	// of a name. A function that is not in it is a Write if the catalog has a VOLATILE function of its name, and else a
-	// Read. VOLATILE is PostgreSQL's default: declare functions that only read STABLE, as PostgreSQL's manual asks, and
-	// reads that call them run on the replica. The catalog is asked every minute, and when this pool has changed the
+	// Read. VOLATILE is PostgreSQL's default. Declare a function STABLE if it only reads, as PostgreSQL's manual asks: then
+	// reads that call it run on the replica. The catalog is asked every minute, and when this pool has changed the
 	// schema. The default is none.
 	Functions map[string]Access
 

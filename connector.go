@@ -225,7 +225,7 @@ func ConnConfig(connString, region string) (*pgx.ConnConfig, error) {
 	return config.ConnConfig, nil
 }
 
-// primaryConfig returns the configuration of the primary's pool, but for what the pool adds to it.
+// primaryConfig returns the configuration of the primary's pool, without what the pool adds to it.
 func (c *Config) primaryConfig() (*pgxpool.Config, error) {
 	config := c.Config.Copy()
 	c.nameApp(config)
@@ -243,7 +243,7 @@ func (c *Config) primaryConfig() (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// replicaConfig returns the configuration of a replica's pool, but for what the pool adds to it.
+// replicaConfig returns the configuration of a replica's pool, without what the pool adds to it.
 func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
 	config := c.Config.Copy()
 	c.nameApp(config)

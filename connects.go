@@ -15,8 +15,8 @@ type ConnectFailure struct {
 	// password. A [*pgconn.ConnectError] in it has the whole configuration, so do not print its fields.
 	Err error
 	At  time.Time
-	// Recovered is when the server was last reached after that. It is zero if nobody has reached it since, or tried to:
-	// connections that were open before may serve all the same.
+	// Recovered is when the server was last reached after the failure. It is zero if the server was not reached since then,
+	// or if nobody has tried: connections that were open before the failure may still work.
 	Recovered time.Time
 }
 

@@ -192,7 +192,7 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 	}
 	home := func(processes []*process) {
 		for _, p := range processes {
-			comesHome(t, t.Context(), p.pool)
+			awaitReplica(t, t.Context(), p.pool)
 		}
 	}
 	home(history.processes)

@@ -66,7 +66,7 @@ func TestStatementCounts(t *testing.T) {
 				{"replica", "asked", 1}, {"replica", "read", 41},
 			}
 			if got := stat.Statements(); !slices.Equal(got, want) {
-				t.Errorf("the counts are %v, want %v", got, want)
+				t.Errorf("the counts are %v, want %v; the failures are %v", got, want, stat.ConnectFailures())
 			}
 			stat.Statements()[0].Count = 0
 			exec(1, "insert into "+name+" values (1)")

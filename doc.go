@@ -5,19 +5,19 @@
 //	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL")) // was pgxpool.New
 //
 // A [Pool] has the methods of [github.com/jackc/pgx/v5/pgxpool.Pool]. Where the process runs, and where the primary is,
-// comes from Fly's environment. Without it, and in the primary's region, a Pool is one plain pgxpool. [Pool.Describe] says
-// which of these a pool is, and why.
+// comes from Fly's environment. Without that environment, and in the primary's region, a Pool is one plain pgxpool.
+// [Pool.Describe] says which servers a pool uses, and why.
 //
 // # How a read knows what it must see
 //
 // PostgreSQL numbers the bytes of its write-ahead log. Each write brings back the position ([LSN]) at which it committed,
 // in its own round trip: the question for it leaves in the same packet, behind the statement. A read then waits until
-// the replica has replayed that position, for as long as that can be faster than asking the primary, and otherwise goes
-// to the primary. It never returns something older.
+// the replica has replayed that position. It waits only as long as that can be faster than asking the primary, and then
+// goes to the primary. It never returns anything older.
 //
 // The whole process is one session by default. [WithSession] narrows what a read must see to what one user or request
-// wrote, [WithoutWait] drops it, [WithMaxLag] and [WithFresh] widen it to what other processes wrote, [WithPrimary] and [WithReplica] choose the server, and [Config.AwaitWrites] makes the
-// writes wait and not the reads.
+// wrote, [WithoutWait] drops it, [WithMaxLag] and [WithFresh] widen it to what other processes wrote, [WithPrimary] and
+// [WithReplica] choose the server, and [Config.AwaitWrites] makes writes wait instead of reads.
 //
 // A replica that is further behind than [Config.MaxReplicaLag] serves no read, also none that needs no position.
 //
@@ -26,35 +26,35 @@
 // A write takes one round trip, as it does with pgx on the same connection. The first use of a statement on a connection
 // costs what it costs with pgx. That is one round trip more in pgx.QueryExecModeCacheStatement, which is the default, and in
 // QueryExecModeCacheDescribe, because the server is asked for the types of the parameters before they are encoded. All new
-// statements of a batch share it. QueryExecModeDescribeExec pays it every time, QueryExecModeExec and
-// QueryExecModeSimpleProtocol never do. Nobody waits for the answer to BEGIN: a transaction of one statement takes two
+// statements of a batch share it. QueryExecModeDescribeExec pays it every time.
+// QueryExecModeExec and QueryExecModeSimpleProtocol never pay it. Nobody waits for the answer to BEGIN: a transaction of one statement takes two
 // round trips.
 //
 // # What runs where
 //
 // [Classify] says whether a statement reads or writes. What it does not know goes to the primary. So does a call of a
-// function that the database's catalog says is VOLATILE, because a function may catch a replica's refusal: declare functions
-// that only read STABLE, and they stay local. The name of a prepared statement counts as its SQL.
+// function that the database's catalog says is VOLATILE, because a function may catch a replica's refusal. Declare a
+// function STABLE if it only reads: then calls of it run on the replica. The name of a prepared statement counts as its SQL.
 //
 // A read moves to the primary if the replica refuses it (a function that writes), cannot run it (a conflict with replay, a
 // lock, a table that is not replayed yet) or loses it (a broken connection), as long as no row of it was delivered.
-// Transactions run on the primary, but for read-only ones. Nothing is ever written twice.
+// Transactions run on the primary, except read-only ones. Nothing is ever written twice.
 //
 // # After a failover
 //
 // A standby may have replayed what the new primary never had. It is read from only if it belongs to the primary's cluster
-// and shows that it is on the primary's timeline. A role with the privileges of pg_read_all_stats sees that at once, any
-// other one after the standby's next restartpoint. Until then reads go to the primary.
+// and shows that it is on the primary's timeline. A role with the privileges of pg_read_all_stats sees that at once. Any
+// other role sees it after the standby's next restartpoint. Until then reads go to the primary.
 //
 // # Spans and metrics
 //
-// [Stat.Statements] counts what was sent to which server, and why. With OpenTelemetry, see [Telemetry], there are also:
+// [Stat.Statements] counts what was sent to which server, and why. With OpenTelemetry (see [Telemetry]) there are also:
 //
 //	span flyregion.forward           a statement, batch or transaction on the primary
 //	  flyregion.operation            exec, query, batch, begin, copy or prepare
 //	  flyregion.reason               why it is there, see below
 //	  flyregion.region               the replica that it came from, if it came from one
-//	  event exception                the error because of which it left that replica
+//	  event exception                the error that made it leave that replica
 //	span flyregion.replica_wait      a read that waited for a replica to replay its session's writes
 //	  flyregion.region               the replica
 //	  flyregion.lsn.required         the position of the session's last write

@@ -186,21 +186,27 @@ type scenario struct {
 // connections were destroyed.
 func TestDropIn(t *testing.T) {
 	t.Parallel()
-	cluster := withDropIn(t, ownCluster(t, nil))
-	for _, group := range [][]scenario{rowScenarios, statementScenarios, modeScenarios, transactionScenarios, batchScenarios, copyScenarios, poolScenarios, hookScenarios} {
-		for _, sc := range group {
-			t.Run(sc.name, func(t *testing.T) {
-				seen := map[string][]string{}
-				for _, kind := range kinds {
-					seen[kind] = runScenario(t, cluster, kind, sc)
-				}
-				for _, kind := range kinds[1:] {
-					if !slices.Equal(seen[kind], seen["pgxpool"]) {
-						t.Errorf("%s differs from pgxpool:\n%s", kind, difference(seen["pgxpool"], seen[kind]))
+	for name, scenarios := range map[string][]scenario{
+		"statements": slices.Concat(rowScenarios, statementScenarios, modeScenarios),
+		"others":     slices.Concat(transactionScenarios, batchScenarios, copyScenarios, poolScenarios, hookScenarios),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster := withDropIn(t, ownCluster(t, nil))
+			for _, sc := range scenarios {
+				t.Run(sc.name, func(t *testing.T) {
+					seen := map[string][]string{}
+					for _, kind := range kinds {
+						seen[kind] = runScenario(t, cluster, kind, sc)
 					}
-				}
-			})
-		}
+					for _, kind := range kinds[1:] {
+						if !slices.Equal(seen[kind], seen["pgxpool"]) {
+							t.Errorf("%s differs from pgxpool:\n%s", kind, difference(seen["pgxpool"], seen[kind]))
+						}
+					}
+				})
+			}
+		})
 	}
 }
 

@@ -41,7 +41,7 @@ func TestFreshReads(t *testing.T) {
 	other := otherProcess(t, cluster)
 	ctx := t.Context()
 	pool := poolIn(t, cluster, "ord", waits(time.Second, 2*time.Second))
-	comesHome(t, WithFresh(ctx), pool)
+	awaitReplica(t, WithFresh(ctx), pool)
 	id := 0
 	for _, frozen := range []bool{false, true} {
 		if frozen {
@@ -76,7 +76,7 @@ func TestMaxLagReads(t *testing.T) {
 	ctx := t.Context()
 	pool := poolIn(t, cluster, "ord", waits(time.Millisecond, 500*time.Millisecond), maxLag(100*time.Millisecond))
 	const d = 200 * time.Millisecond
-	comesHome(t, WithMaxLag(ctx, d), pool)
+	awaitReplica(t, WithMaxLag(ctx, d), pool)
 	freeze(t, cluster)
 	_, err := other.Exec(ctx, insertSQL(name), 1)
 	noError(t, err)
@@ -131,7 +131,7 @@ func TestSilentReplication(t *testing.T) {
 	ctx := t.Context()
 	const d = 100 * time.Millisecond
 	pool := poolIn(t, cluster, "ord")
-	comesHome(t, WithMaxLag(ctx, d), pool)
+	awaitReplica(t, WithMaxLag(ctx, d), pool)
 	noError(t, cluster.Server("ord").WaitReplayed(ctx))
 	cluster.Replication("ord").Stall()
 	t.Cleanup(cluster.Replication("ord").Restore)
@@ -145,7 +145,7 @@ func TestSilentReplication(t *testing.T) {
 		t.Errorf("a read of at most %v ago misses a write", d)
 	}
 	cluster.Replication("ord").Restore()
-	comesHome(t, WithMaxLag(ctx, d), pool)
+	awaitReplica(t, WithMaxLag(ctx, d), pool)
 }
 
 // TestBoundedStaleness has another process count, and reads all the while, as replay halts and goes on.
@@ -236,7 +236,7 @@ func TestFreshReadsShareQuestions(t *testing.T) {
 	cluster := sharedCluster(t)
 	ctx := WithFresh(t.Context())
 	pool := poolIn(t, cluster, "ord", waits(time.Second, time.Minute))
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	link := cluster.Link("ord", "nrt")
 	t.Cleanup(link.Restore)
 	link.Stall()
@@ -267,7 +267,7 @@ func TestFreshReadsEnd(t *testing.T) {
 	link := cluster.Link("ord", "nrt")
 	t.Cleanup(link.Restore)
 	pool := poolIn(t, cluster, "ord")
-	comesHome(t, WithFresh(t.Context()), pool)
+	awaitReplica(t, WithFresh(t.Context()), pool)
 	link.Stall()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -305,7 +305,7 @@ func TestPrimaryUnreachableForFreshReads(t *testing.T) {
 	link := cluster.Link("ord", "nrt")
 	t.Cleanup(link.Restore)
 	pool := poolIn(t, cluster, "ord")
-	comesHome(t, WithMaxLag(ctx, time.Second), pool)
+	awaitReplica(t, WithMaxLag(ctx, time.Second), pool)
 	link.Cut()
 	for what, in := range map[string]context.Context{"WithMaxLag": WithMaxLag(ctx, time.Hour), "WithoutWait": WithoutWait(ctx)} {
 		if !replicaServes(t, in, pool) {
@@ -318,7 +318,7 @@ func TestPrimaryUnreachableForFreshReads(t *testing.T) {
 		}
 	}
 	link.Restore()
-	comesHome(t, WithFresh(ctx), pool)
+	awaitReplica(t, WithFresh(ctx), pool)
 }
 
 // TestInnermostFreshness nests what contexts say of what a read has to see.

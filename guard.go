@@ -27,7 +27,7 @@ const (
 // proxy in between may acknowledge what never arrives. So when a call has been under way for about a second, the replica is
 // asked on another connection. If it answers, the call goes on: a query may take long.
 //
-// A call costs three atomic operations. The timer runs only while there are calls.
+// A call costs a few atomic operations. The timer runs only while there are calls.
 type guard struct {
 	silent     error                            // the error of a call on a connection that the guard has closed
 	answers    func(context.Context) bool       // asks the replica
@@ -35,6 +35,7 @@ type guard struct {
 	failed     func(error)                      // called with silent when connections were closed
 
 	armed atomic.Bool // the timer runs, or is about to
+	heard atomic.Bool // the replica has sent something since the last check
 
 	// mu guards the following fields, and the fields seen and checks of the connections.
 	mu     sync.Mutex
@@ -100,6 +101,7 @@ func (g *guard) check() {
 	if g.closed {
 		return
 	}
+	defer g.heard.Store(false) // last: no check follows while there are no calls
 	busy := false
 	var stuck []*guardedConn
 	for c := range g.conns {
@@ -198,6 +200,9 @@ func (c *guardedConn) Read(p []byte) (int, error) {
 	c.reads.Add(1)
 	c.guard.arm()
 	n, err := c.Conn.Read(p)
+	if n > 0 && !c.guard.heard.Load() {
+		c.guard.heard.Store(true)
+	}
 	c.reads.Add(1)
 	return n, c.explain(err)
 }

@@ -12,17 +12,21 @@ import (
 // time than to read it token by token. It belongs to the catalogAnswers whose facts SQL was inspected with. New answers
 // begin with an empty one, so nothing is told by facts that no longer hold.
 //
-// It is a table of fixed size without locks. SQL is remembered when it is inspected a second time, so that SQL which is
-// never the same, because it has values in it, takes no memory and replaces nothing. A lookup that finds its entry writes
-// to no memory.
+// It is a table of fixed size without locks. SQL is remembered when it is run again, so that SQL which is never the same,
+// because it has values in it, takes no memory and replaces nothing. A lookup that finds its entry writes to no memory.
 type inspections struct {
-	sets [512]inspectionSet
+	sets [inspectionSets]inspectionSet
 }
+
+// inspectionSets is a power of two.
+const inspectionSets = 512
 
 // inspectionSet holds SQL whose hashes have the same lowest bits.
 type inspectionSet struct {
 	entries [2]atomic.Pointer[inspection] // the newer one first
-	missed  atomic.Uint64                 // the hash of the SQL that was looked up last and not found
+	// missed is the hash of the SQL that was looked up last and not found. In place of the lowest bits, which are the same in
+	// all hashes of a set, it has how many lookups in a row that were.
+	missed atomic.Uint64
 }
 
 // inspection is what one SQL text tells. It is immutable.
@@ -33,6 +37,10 @@ type inspection struct {
 	statement             sqltext.Statement
 	shape                 uint64 // of sqltext.Shape
 }
+
+// rememberedAt is how many inspections in a row remember a statement. One run of it makes up to four: for its route, for the
+// sql.Conn that it runs on (two), and for its questions to the primary.
+const rememberedAt = 5
 
 // maxInspection is the longest SQL, in bytes, that is remembered. So a table takes 4 MB at most.
 const maxInspection = 4096
@@ -52,8 +60,7 @@ func (t *inspections) inspect(sql string, facts sqltext.Facts) sqltext.Statement
 	}
 
 	s := sqltext.Inspect(sql, facts)
-	if known == nil && set.missed.Load() != hash {
-		set.missed.Store(hash)
+	if known == nil && set.miss(hash) < rememberedAt {
 		return s
 	}
 	set.add(known, &inspection{
@@ -88,6 +95,18 @@ func (s *inspectionSet) find(hash uint64, sql string) *inspection {
 		}
 	}
 	return nil
+}
+
+// miss counts a lookup that has found nothing. It returns how many lookups of the same SQL in a row that were, or
+// rememberedAt if they were more.
+func (s *inspectionSet) miss(hash uint64) uint64 {
+	const low = inspectionSets - 1
+	n, last := uint64(1), s.missed.Load()
+	if last&^low == hash&^low {
+		n = min(last&low+1, rememberedAt)
+	}
+	s.missed.Store(hash&^low | n)
+	return n
 }
 
 // add adds an entry in place of old, or of the older entry if old is nil. Concurrent calls may lose an entry, or add it

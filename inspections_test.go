@@ -61,7 +61,7 @@ func TestInspectionsFollowTheFacts(t *testing.T) {
 		change.make()
 		for _, sql := range inspected {
 			want := sqltext.Inspect(statements.resolve(sql), statements.facts(c.answers.Load()))
-			for range 3 {
+			for range rememberedAt + 1 {
 				if got := statements.inspect(sql); got != want {
 					t.Errorf("%s: %q is %+v, want %+v", change.name, sql, got, want)
 				}
@@ -78,7 +78,7 @@ func TestInspectionsOfMemoryUsedAgain(t *testing.T) {
 	statements := &statements{catalog: newCatalog(nil)}
 	buf := []byte("select * from a_table")
 	sql := unsafe.String(&buf[0], len(buf))
-	for range 3 {
+	for range rememberedAt + 1 {
 		if s := statements.inspect(sql); s.Access != sqltext.Read {
 			t.Fatalf("%q is a write", sql)
 		}
@@ -93,41 +93,71 @@ func TestInspectionsOfMemoryUsedAgain(t *testing.T) {
 	}
 }
 
+// remembered returns how many statements are remembered.
+func remembered(table *inspections) (n int) {
+	for i := range table.sets {
+		for j := range table.sets[i].entries {
+			if table.sets[i].entries[j].Load() != nil {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestInspectionsOfOneRun runs writes that are never the same. One run inspects a statement more than once.
+func TestInspectionsOfOneRun(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	pool := poolIn(t, cluster, "ord")
+	db := OpenDB(pool)
+	defer db.Close()
+	ctx := t.Context()
+	noError(t, execs(ctx, pool, insertText(name, 0)))
+	for id := 1; id <= 10; id++ {
+		noError(t, execs(ctx, pool, insertText(name, id)))
+		_, err := db.ExecContext(ctx, insertText(name, -id))
+		noError(t, err)
+	}
+	if n := remembered(pool.router.statements.catalog.answers.Load().inspected); n > 0 {
+		t.Errorf("%d statements are remembered that ran once", n)
+	}
+	for range rememberedAt {
+		noError(t, execs(ctx, pool, "update "+name+" set v = 'y' where id = 0"))
+	}
+	if n := remembered(pool.router.statements.catalog.answers.Load().inspected); n == 0 {
+		t.Error("no statement is remembered")
+	}
+}
+
 // TestInspectionsAreBounded inspects SQL that is never the same, much SQL that is, and long SQL.
 func TestInspectionsAreBounded(t *testing.T) {
 	var table inspections
-	entries := func() (n int) {
-		for i := range table.sets {
-			for j := range table.sets[i].entries {
-				if table.sets[i].entries[j].Load() != nil {
-					n++
-				}
-			}
+	again := func(sql string) {
+		for range rememberedAt {
+			table.inspect(sql, sqltext.Facts{})
 		}
-		return n
-	}
-	twice := func(sql string) {
-		table.inspect(sql, sqltext.Facts{})
-		table.inspect(sql, sqltext.Facts{})
 	}
 
 	for i := range 10_000 {
-		table.inspect(fmt.Sprint("select ", i), sqltext.Facts{})
+		for range rememberedAt - 1 {
+			table.inspect(fmt.Sprint("select ", i), sqltext.Facts{})
+		}
 	}
 	long := "select " + strings.Repeat("1", maxInspection)
-	twice(long)
-	if n := entries(); n > 0 {
+	again(long)
+	if n := remembered(&table); n > 0 {
 		t.Errorf("%d statements are remembered that were seen once, or are long", n)
 	}
 	for i := range 10_000 {
-		twice(fmt.Sprint("select ", i))
+		again(fmt.Sprint("select ", i))
 	}
-	if n, most := entries(), len(table.sets)*len(table.sets[0].entries); n < most/2 {
+	if n, most := remembered(&table), len(table.sets)*len(table.sets[0].entries); n < most/2 {
 		t.Errorf("%d statements are remembered, want nearly %d", n, most)
 	}
 
 	// What is in use stays, whatever else is seen once.
-	twice("select 'in use'")
+	again("select 'in use'")
 	for i := range 10_000 {
 		table.inspect(fmt.Sprint("select -", i), sqltext.Facts{})
 	}

@@ -38,5 +38,5 @@ func TestLagIsReadWhilePoolIsMade(t *testing.T) {
 	reader := sdkmetric.NewManualReader()
 	provider := eagerProvider{sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)), reader}
 	pool := poolIn(t, cluster, "ord", func(c *Config) { c.Telemetry.MeterProvider = provider })
-	comesHome(t, t.Context(), pool)
+	awaitReplica(t, t.Context(), pool)
 }

@@ -241,7 +241,7 @@ func TestRealNames(t *testing.T) {
 		if n := counts(t, ctx, pool, name); n != rows {
 			t.Errorf("%d rows, want %d", n, rows)
 		}
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		var port int
 		if err := pool.Replica().QueryRow(ctx, "select inet_server_port()").Scan(&port); err != nil || fmt.Sprint("127.0.0.1:", port) != cluster.Server("ord").Addr() {
 			t.Errorf("reads go to port %d, %v", port, err)
@@ -290,7 +290,7 @@ func TestRealNames(t *testing.T) {
 		}
 		// Its Machine starts.
 		dns.set("ord.app.internal", ord.ip)
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		took(t, "ord.app.internal:5433", &ord.direct, true)
 		nrt.leader.Store(0)
 	})

@@ -86,7 +86,7 @@ func safely(call func()) {
 	call()
 }
 
-// newTelemetry makes the instruments, but for the lag gauges.
+// newTelemetry makes the instruments, except the lag gauges.
 func newTelemetry(config Telemetry) (t *telemetry, err error) {
 	t = &telemetry{config: config}
 	meter := t.meter()

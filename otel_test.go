@@ -388,6 +388,12 @@ func TestForwardSpanReasons(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		{reason: becauseSooner, operation: "exec", run: read, before: func(t *testing.T, p *Pool) {
+			pauseReplay(t, ord)
+			noError(t, execs(t.Context(), p.Primary(), "insert into "+name+" values (1)"))
+			p.primary.minWait = 0
+			p.replicas.list()[0].tracker.delay.estimate.Store(int64(time.Hour))
+		}},
 		{reason: becauseUnreachable, operation: "exec", run: read, cause: "failed to connect to `user=", before: func(t *testing.T, p *Pool) {
 			link := cluster.Link("ord", "ord")
 			link.Cut()

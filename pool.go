@@ -12,9 +12,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Pool is a pool of connections to a primary and to the replicas that reads go to. It has the methods of
-// [pgxpool.Pool], which do what they do there and in addition choose the server. Where there is nothing to choose, as no
-// region is set or it is the primary's, a Pool is one pgxpool and adds nothing to it.
+// Pool is a pool of connections to a primary and to the replicas that reads go to. It has the methods of [pgxpool.Pool].
+// They do what they do there, and also choose the server. Where no region is set, or the region is the primary's, a Pool is
+// one plain pgxpool and adds nothing to it.
 //
 // Any read that starts after a write returned sees that write, whichever way the write was made: by a method of the pool,
 // on a connection from [Pool.Acquire], or through [Pool.Primary].
@@ -29,8 +29,8 @@ type Pool struct {
 	telemetry *telemetry
 }
 
-// NewPool creates a Pool as [pgxpool.New] creates a pool. See [ParseConfig] for connString. Like pgxpool's it returns
-// without having connected to a server: an error is about the connection string.
+// NewPool creates a Pool as [pgxpool.New] creates a pool. See [ParseConfig] for connString. Like pgxpool.New it returns
+// before it has connected to a server, so an error is about the settings.
 func NewPool(ctx context.Context, connString string) (*Pool, error) {
 	config, err := ParseConfig(connString)
 	if err != nil {
@@ -154,8 +154,8 @@ func (p *Pool) openHosts(hosts []*replicaHost) error {
 // the session of their context, like all that is written through the Pool.
 func (p *Pool) Primary() *pgxpool.Pool { return p.primary.pool }
 
-// Replica returns the pool of the replica that reads go to first, the primary's if there is none. Statements on it do not
-// wait for any write.
+// Replica returns the pool of the replica that reads go to first, or the primary's pool if there is no replica. Statements
+// on it do not wait for any write.
 func (p *Pool) Replica() *pgxpool.Pool {
 	if p.replicas == nil {
 		return p.primary.pool
@@ -163,8 +163,8 @@ func (p *Pool) Replica() *pgxpool.Pool {
 	return p.replicas.first().pool
 }
 
-// ReplicaIn returns the pool of a region's replica, the primary's if the Pool does not read from that region. Statements
-// on it do not wait for any write.
+// ReplicaIn returns the pool of a region's replica, or the primary's pool if the Pool does not read from that region.
+// Statements on it do not wait for any write.
 func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 	if p.replicas == nil {
 		return p.primary.pool
@@ -179,7 +179,7 @@ func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 // the replica cannot run is run on the primary; every other error is returned as pgx gave it.
 //
 // A comment in the SQL chooses the server too: /* flyregion:primary */ or /* flyregion:replica */. [WithPrimary] and
-// [WithReplica] override it. What the replica cannot run runs on the primary in spite of the comment.
+// [WithReplica] override it. In spite of the comment, a statement that the replica cannot run runs on the primary.
 //
 // SQL of several statements is a read if all of them are. If it begins a transaction and does not end it, the transaction
 // is rolled back, because pgxpool closes a connection that is released within one. Use [Pool.Begin] or [Pool.Acquire].
@@ -251,13 +251,13 @@ func (p *Pool) Begin(ctx context.Context) (pgx.Tx, error) {
 	return p.BeginTx(ctx, pgx.TxOptions{})
 }
 
-// BeginTx starts a transaction as [pgxpool.Pool.BeginTx] does: on the replica if it is read-only and not serializable,
-// which a standby cannot be, and on the primary if not.
+// BeginTx starts a transaction as [pgxpool.Pool.BeginTx] does: on the replica if it is read-only, and on the primary if not.
+// A serializable transaction runs on the primary even if it is read-only, because standbys have none.
 //
-// A read-only transaction sees all that was written before it began. It moves to the primary if its first statement belongs there, such as one that takes an advisory
-// lock, or if the replica cannot run it. A later statement gets the replica's answer: an advisory lock is the replica's
-// own, a notification or SET TRANSACTION READ WRITE fails (SQLSTATE 0A000). Settings of the transaction, such as
-// set_config with true, do not move it.
+// A read-only transaction sees all that was written before it began. It moves to the primary if the replica cannot run its
+// first statement, or if that statement belongs to the primary, such as one that takes an advisory lock. A later statement
+// gets the replica's answer: an advisory lock is the replica's own, and a notification or SET TRANSACTION READ WRITE fails
+// (SQLSTATE 0A000). Settings of the transaction, such as set_config with true, do not move it.
 func (p *Pool) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error) {
 	if p.replicas == nil {
 		return p.primary.pool.BeginTx(ctx, options)
@@ -280,11 +280,11 @@ func (p *Pool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNam
 	return p.primary.copyFrom(ctx, tableName, columnNames, rowSrc)
 }
 
-// Acquire returns a connection to the primary as [pgxpool.Pool.Acquire] does, or one to the replica where the context
+// Acquire returns a connection to the primary as [pgxpool.Pool.Acquire] does, or one to the replica if the context
 // comes from [WithReplica].
 //
 // Statements on it are not routed. They may be any SQL that pgxpool takes: BEGIN, SAVEPOINT, SET, several statements at
-// once. What they write counts when the transaction has ended on the server, however it was ended.
+// once. What they write counts for the session when the transaction has ended on the server, however it was ended.
 func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if p.replicas == nil {
 		return p.primary.pool.Acquire(ctx)
@@ -399,10 +399,11 @@ func (p *Pool) Close() {
 	}
 }
 
-// WaitReplayed waits until all replicas that reads go to have replayed all that was written in the context's session, or in the
-// whole process if the context has none. It returns nil then, and the error of ctx when that ends before. A replica that cannot
-// be reached is not waited for, nor are those that reads go to only if others cannot be reached. It also returns an error if
-// the primary or none of the replicas can be asked, or if the pool is closed. Where there is no replica it returns at once.
+// WaitReplayed waits until all replicas that reads go to have replayed all that was written in the context's session, or in
+// the whole process if the context has none. Then it returns nil. If ctx ends before that, it returns the error of ctx. A
+// replica that cannot be reached is not waited for, nor are those that reads go to only if others cannot be reached. It also
+// returns an error if the primary or none of the replicas can be asked, or if the pool is closed. Where there is no replica
+// it returns at once.
 func (p *Pool) WaitReplayed(ctx context.Context) error {
 	if p.replicas == nil {
 		return ctx.Err()

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,12 +20,34 @@ import (
 
 // TestReadYourWrites writes in every way while the replica shows nothing new, and reads.
 func TestReadYourWrites(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	try := readsYourWrites(t, ownCluster(t, nil))
+	for _, path := range append(slices.Clone(writePaths), hiddenPaths...) {
+		try(path)
+	}
+}
+
+// TestReadYourAsynchronousWrites has the log flushed seldom. It then shows a position that was asked for too early, or is the
+// wrong one.
+func TestReadYourAsynchronousWrites(t *testing.T) {
+	t.Parallel()
+	try := readsYourWrites(t, ownCluster(t, map[string]string{"wal_writer_delay": "10s"}))
+	for _, path := range asyncPaths {
+		try(path)
+	}
+	for _, path := range append(slices.Clone(writePaths), hiddenPaths...) {
+		path.name = "url " + path.name
+		try(path, func(c *Config) { c.ConnConfig.RuntimeParams["synchronous_commit"] = "off" })
+	}
+}
+
+// readsYourWrites returns a function that writes in one way while the replica in ord shows nothing new, and reads.
+func readsYourWrites(t *testing.T, cluster *pgcluster.Cluster) func(writePath, ...func(*Config)) {
 	name := table(t, cluster, "id int primary key, v text")
 	hide(t, cluster, name)
 
 	id := 0
-	try := func(path writePath, change ...func(*Config)) {
+	return func(path writePath, change ...func(*Config)) {
 		t.Run(path.name, func(t *testing.T) {
 			id++
 			pool := poolIn(t, cluster, "ord", append(change, func(c *Config) {
@@ -51,35 +75,6 @@ func TestReadYourWrites(t *testing.T) {
 			}
 		})
 	}
-	for _, path := range writePaths {
-		try(path)
-	}
-	for _, path := range hiddenPaths {
-		try(path)
-	}
-
-	// A log that is flushed seldom shows a position that was asked for too early, or is the wrong one.
-	for _, change := range []string{"alter system set wal_writer_delay = '10s'", "select pg_reload_conf()"} {
-		if err := cluster.Leader().Exec(t.Context(), change); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		for _, change := range []string{"alter system reset wal_writer_delay", "select pg_reload_conf()"} {
-			if err := cluster.Leader().Exec(context.Background(), change); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	t.Run("asynchronous", func(t *testing.T) {
-		for _, path := range asyncPaths {
-			try(path)
-		}
-		for _, path := range append(writePaths, hiddenPaths...) {
-			path.name = "url " + path.name
-			try(path, func(c *Config) { c.ConnConfig.RuntimeParams["synchronous_commit"] = "off" })
-		}
-	})
 }
 
 // TestNoStaleRead writes a thousand times in every way, each time followed at once by a read in any way, while the
@@ -89,11 +84,11 @@ func TestNoStaleRead(t *testing.T) {
 		writes  = 1000
 		clients = 24
 	)
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key, v text")
 	hide(t, cluster, name)
 	cluster.SetLatency("ord", "nrt", 50*time.Millisecond)
-	t.Cleanup(func() { cluster.SetLatency("ord", "nrt", 0) })
 	pool := poolIn(t, cluster, "ord", func(c *Config) {
 		c.MaxConns, c.MaxReplicaWait = clients, time.Minute
 	})

@@ -138,7 +138,7 @@ type primaryStatement struct {
 	sessions []*Session   // of its contexts
 
 	asked    uint64        // when, by this process's clock; 0 if nothing was asked
-	unasked  time.Duration // when it began, since the process started, if it is a read without questions; see stay
+	timed    time.Duration // when it began, since the process started, if readTime is to be measured when it has ended
 	answered bool          // positionSQL was answered, and the position noted if the statement has written
 	noted    []uint64      // what wroteUnknownSince returned for each session; nil unless committed was called
 }

@@ -22,7 +22,7 @@ func frozenPool(t *testing.T, change ...func(*Config)) (pool *Pool, name string)
 	name = table(t, cluster, "id int, v text")
 	change = append(change, func(c *Config) { c.MaxReplicaWait = time.Minute })
 	pool = poolIn(t, cluster, "ord", change...)
-	comesHome(t, t.Context(), pool)
+	awaitReplica(t, t.Context(), pool)
 	freeze(t, cluster)
 	return pool, name
 }

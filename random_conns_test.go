@@ -77,10 +77,14 @@ func (g *randomGenerator) endTx() *randomOp {
 	if outer {
 		delete(g.opened, randomPlace{onTx, slot})
 	}
-	return &randomOp{text: fmt.Sprintf("tx%d ends, commit=%v outermost=%v %s", slot, commit, outer, under), run: func(m *randomMachine) {
+	halts := g.one(2)
+	return &randomOp{text: fmt.Sprintf("tx%d ends, commit=%v outermost=%v replay halts=%v %s", slot, commit, outer, halts, under), run: func(m *randomMachine) {
 		tx := m.txs[slot]
 		if tx == nil {
 			return
+		}
+		if halts {
+			m.halt()
 		}
 		ending := tx.inner()
 		if outer {
@@ -110,6 +114,7 @@ func (g *randomGenerator) endTx() *randomOp {
 			m.forget(randomPlace{onTx, slot})
 			m.settle(pid)
 		}
+		m.look("after it")
 	}}
 }
 
@@ -315,8 +320,8 @@ func (g *randomGenerator) busy() *randomOp {
 	n := g.IntN(100)
 	return &randomOp{text: fmt.Sprintf("%s is busy with a write, and %s is refused", p, refused), run: func(m *randomMachine) {
 		q := m.at(p)
-		if q == nil || p.kind == onTx && m.txs[p.slot].reads {
-			return // a replica's refusal is there before Query returns, and leaves nothing busy
+		if q == nil || m.aborted(p) || p.kind == onTx && m.txs[p.slot].reads {
+			return // a refusal may be there before Query returns, as a replica's always is, and leaves nothing busy
 		}
 		rows, err := q.Query(m.ctx, "insert into log (what) values ($1) returning k", m.sent(p, []any{fmt.Sprint("busy", n)})...)
 		m.note("query", err)
@@ -357,6 +362,7 @@ func (g *randomGenerator) abandon() *randomOp {
 		const sql = "insert into log (what) values ($1) returning k"
 		what := fmt.Sprint("abandoned", n)
 		rows := m.logged(what) + 1
+		m.halt() // so that what is not counted is not seen
 		switch how {
 		case "query":
 			_, err = c.Query(m.ctx, sql, what)

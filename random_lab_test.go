@@ -104,6 +104,7 @@ const randomSetup = `
 	create function stably_raises(i int, code text) returns int stable language plpgsql as
 		'begin if i > 2 then raise exception ''raised %'', i using errcode = code; end if; return i; end';
 	create function set_app(v text) returns text language sql as 'select set_config(''app.x'', v, true)';
+	create procedure p_sets(v text) language plpgsql as 'begin perform set_config(''app.x'', v, false); end';
 	create procedure p(i int) language plpgsql as 'begin insert into log (what) values (''p'' || i); end';
 	create procedure p_commit(i int) language plpgsql as 'begin insert into log (what) values (''c'' || i); commit; insert into log (what) values (''r'' || i); rollback; end';
 	create function logged() returns trigger language plpgsql as 'begin insert into log (what) values (''t'' || new.id); return new; end';

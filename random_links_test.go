@@ -309,7 +309,11 @@ var randomOnceWays = []randomOnce{
 func (g *randomGenerator) writeOnce() *randomOp {
 	way := pick(g, randomOnceWays...)
 	what := fmt.Sprint("once", len(g.program.ops))
-	return &randomOp{text: "write once: " + way.name, needs: 1, run: func(m *randomMachine) {
+	halts := g.one(2)
+	return &randomOp{text: fmt.Sprintf("write once: %s, replay halts: %v", way.name, halts), needs: 1, run: func(m *randomMachine) {
+		if halts {
+			m.halt() // so that what is not counted is not seen
+		}
 		err := way.write(m.ctx, m, what)
 		m.note("written", err)
 		if m.once == nil {

@@ -157,6 +157,7 @@ var randomMakers = []randomMaker{
 	{3, (*randomGenerator).pipeline},
 	{16, (*randomGenerator).sqlStatement},
 	{7, (*randomGenerator).sqlOpen},
+	{3, (*randomGenerator).sqlState},
 	{5, (*randomGenerator).sqlClose},
 }
 

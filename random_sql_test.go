@@ -227,6 +227,47 @@ func (g *randomGenerator) sqlOpen() *randomOp {
 	}}
 }
 
+// sqlStates are statements that leave state in a session, each with a read of that state. A replica has no such state.
+var sqlStates = [][2]string{
+	{"set app.x = 'set'", "select coalesce(current_setting('app.x', true), '')"},
+	{"select set_config('app.x', 'configured', false)", "select coalesce(current_setting('app.x', true), '')"},
+	{"call p_sets('called')", "select coalesce(current_setting('app.x', true), '')"},
+	{"set datestyle = 'SQL, DMY'", "select date '2026-11-21'::text"},
+	{"create temp table scratch as select 7 as n", "select n from scratch"},
+	{"create temp table items as select 8 as n", "select n from items"},
+	{"raw", "select coalesce(current_setting('app.x', true), '')"},
+}
+
+// sqlState leaves state in the session of a sql.Conn and reads it there.
+func (g *randomGenerator) sqlState() *randomOp {
+	p, ok := g.slotOf(true, onSQLConn)
+	if !ok {
+		return nil
+	}
+	slot, state := p.slot, pick(g, sqlStates...)
+	return &randomOp{text: fmt.Sprintf("sqlconn%d %q, then %q", slot, state[0], state[1]), run: func(m *randomMachine) {
+		conn := m.sqlConns[slot]
+		if conn == nil || m.sqlTxOn(slot) || m.broken == "stalled" {
+			return // Raw has no context that could end
+		}
+		m.sqlDirty[slot] = true
+		if state[0] == "raw" {
+			m.openSession(conn)
+			m.note("raw", conn.Raw(func(driverConn any) error {
+				c := driverConn.(interface{ Conn() *pgx.Conn }).Conn()
+				if c == nil {
+					return errNoConn // the link is cut
+				}
+				_, err := c.Exec(m.ctx, "set app.x = 'raw'")
+				return err
+			}))
+		} else {
+			m.sqlRead(conn.QueryContext(m.ctx, state[0]))
+		}
+		m.sqlRead(conn.QueryContext(m.ctx, state[1]))
+	}}
+}
+
 var errNoConn = errors.New("there is no connection")
 
 // openSession has a sql.Conn open its session under the machine's context, as Raw would open it without.

@@ -272,14 +272,21 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 		return rep, nil, err
 	}
 	if rt.wants != wantsRecent {
-		if err := rep.checkLag(ctx, conn.Conn(), rep.answered.Load()); err != nil {
+		if err := rep.checkLag(ctx, conn.Conn(), rep.now.Load()); err != nil {
 			from.release(rep, conn)
 			return rep, nil, err
 		}
 	}
 	verdict := rep.verdict(conn.Conn(), state)
-	if verdict == behind && (pooled(conn.Conn()) || rt.wants == wantsRecent) {
-		if verdict, err = rep.ask(ctx, conn.Conn(), state); err != nil {
+	if verdict == behind {
+		checks := rt.mayFallBack() && rep.tracker.beginCheck()
+		if checks || pooled(conn.Conn()) || rt.wants == wantsRecent {
+			verdict, err = rep.ask(ctx, conn.Conn(), state)
+		}
+		if checks {
+			rep.tracker.endCheck()
+		}
+		if err != nil {
 			from.release(rep, conn)
 			return rep, nil, err
 		}
@@ -303,6 +310,9 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 		candidates = slices.DeleteFunc(candidates, func(r *replica) bool { return r.tracker.lagging() })
 		switch {
 		case len(candidates) == 0:
+			if rd.primary.minWait == 0 {
+				rd.primary.stay()
+			}
 			return rep, nil, rep.lagError(rep.tracker.latest.Load(), state)
 		case !slices.ContainsFunc(candidates, func(r *replica) bool { return !rd.primarySooner(r, state) }):
 			for _, r := range candidates {

@@ -271,7 +271,7 @@ func (r *refusals) pause(sql string) int64 {
 	return -1
 }
 
-// TestRefusalsAreTriedAgain lets time pass.
+// TestRefusalsAreTriedAgain lets the pauses pass, and checks when a shape is tried on the replica again.
 func TestRefusalsAreTriedAgain(t *testing.T) {
 	var r refusals
 	h, kept := sqltext.Shape("select f()"), sqltext.Shape("select kept()")
@@ -356,7 +356,7 @@ func TestDispatcherComesBack(t *testing.T) {
 			return p.SendBatch(ctx, b).Close()
 		},
 		"sql.DB": func(ctx context.Context, p *Pool, i int) error {
-			return withDB(p, func(db *sqlDB) error { return db.QueryRowContext(ctx, sql, i).Scan(new(int)) })
+			return inDB(p, func(db *sqlDB) error { return db.QueryRowContext(ctx, sql, i).Scan(new(int)) })
 		},
 	} {
 		t.Run(path, func(t *testing.T) {

@@ -56,8 +56,8 @@ type tracker struct {
 	delay     replayDelay
 	roundTrip movingAverage // of questions for a report
 	staleness staleness
-	checking  atomic.Bool  // checkInBackground runs
-	checkedAt atomic.Int64 // when it began last, in nanoseconds since 1970
+	checking  atomic.Bool  // the replica is asked whether it is still lagging
+	checkedAt atomic.Int64 // when it began to, in nanoseconds since the process started
 	looking   atomic.Bool  // lookInBackground runs
 	lookedAt  atomic.Int64 // when it began last, in nanoseconds since the process started
 
@@ -300,36 +300,52 @@ func (t *tracker) observe(ctx context.Context, need LSN) (*report, error) {
 	return &o, nil
 }
 
-// lagging reports whether the replica is further behind than a read would wait, as a wait in vain has shown. If so, the
-// replica is asked in the background whether it still is, so that reads return to it.
+// lagging reports whether the replica is further behind than a read would wait, as a wait in vain has shown.
 func (t *tracker) lagging() bool {
 	m := t.missed.Load()
 	if m == nil {
 		return false
 	}
-	now := time.Now()
-	if primary := t.primary.Load(); now.Sub(m.at) > missedTime || primary == nil || primary.server != m.state.origin {
+	if primary := t.primary.Load(); time.Since(m.at) > missedTime || primary == nil || primary.server != m.state.origin {
 		// A failover may have lost the position, and then the replica never replays it.
 		t.missed.CompareAndSwap(m, nil)
 		return false
 	}
-	t.checkInBackground(now)
 	return true
 }
 
-// checkInBackground asks the replica in the background, unless that is under way or has just been done.
-func (t *tracker) checkInBackground(now time.Time) {
-	if now.UnixNano()-t.checkedAt.Load() <= int64(maxPollPause) || !t.checking.CompareAndSwap(false, true) {
-		return
+// beginCheck reports whether a read has to ask the replica, on the connection that it has, whether it is still lagging. One
+// read at a time is told to, and not all the time. It must call endCheck then. The watcher's connection would not do: where
+// it is lost or its answer is late, as this process is busy, reads would stay away from a replica that has caught up.
+func (t *tracker) beginCheck() bool {
+	if t.missed.Load() == nil {
+		return false
 	}
-	t.checkedAt.Store(now.UnixNano())
-	if !t.background(func(ctx context.Context) {
-		defer t.checking.Store(false)
+	return t.claimCheck()
+}
+
+// claimCheck reports whether nobody checks the replica now, nor has just done so. Then the caller checks it, and calls endCheck.
+func (t *tracker) claimCheck() bool {
+	now := uptime()
+	if now-time.Duration(t.checkedAt.Load()) <= maxPollPause || !t.checking.CompareAndSwap(false, true) {
+		return false
+	}
+	t.checkedAt.Store(int64(now))
+	return true
+}
+
+// checkInBackground asks the replica for a report in the background, unless somebody checks it.
+func (t *tracker) checkInBackground() {
+	if t.claimCheck() && !t.background(func(ctx context.Context) {
+		defer t.endCheck()
 		_, _ = t.observe(ctx, 0)
 	}) {
-		t.checking.Store(false)
+		t.endCheck()
 	}
 }
+
+// endCheck ends what beginCheck or claimCheck began.
+func (t *tracker) endCheck() { t.checking.Store(false) }
 
 // lookInBackground waits for what state covers in place of a read that does not, so that the delay is measured, unless that
 // is under way or has just been done.

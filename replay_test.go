@@ -92,7 +92,7 @@ func TestWait(t *testing.T) {
 		if err := cluster.Server("ord").ResumeReplay(ctx); err != nil {
 			t.Fatal(err)
 		}
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		silent(t, cluster, pool)
 	})
 	t.Run("with replica", func(t *testing.T) {
@@ -280,7 +280,7 @@ func TestManyWait(t *testing.T) {
 	pool := poolIn(t, cluster, "ord", func(c *Config) {
 		c.MaxConns, c.MinReplicaWait, c.MaxReplicaWait = 4, time.Minute, time.Minute
 	})
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	freeze(t, cluster)
 	if err := execs(ctx, pool, insertText(name, 1)); err != nil {
 		t.Fatal(err)

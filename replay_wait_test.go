@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -36,7 +35,7 @@ func TestTwoServersInARegion(t *testing.T) {
 			return ord.DialContext(ctx, network, addr)
 		}
 	})
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	thaw := freeze(t, cluster)
 	for i := range 5 {
 		if err := execs(ctx, pool, insertText(name, i)); err != nil {
@@ -67,13 +66,14 @@ func TestTwoServersInARegion(t *testing.T) {
 
 // TestReplicaNotAsked wants a replica and nothing else that cannot be asked: the error says so, and nothing of lag.
 func TestReplicaNotAsked(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key, v text")
 	ctx := t.Context()
 	link := cluster.Link("ord", "ord")
 	t.Cleanup(link.Restore)
 	pool := poolIn(t, cluster, "ord", waits(0, 300*time.Millisecond))
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	freeze(t, cluster)
 	if err := execs(ctx, pool, insertText(name, 1)); err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestWaitReplayedOverFailover(t *testing.T) {
 	if err := execs(ctx, pool, "insert into "+name+" values (1)"); err != nil {
 		t.Fatal(err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	for _, region := range []string{"ord", "syd"} {
 		noError(t, cluster.Server(region).WaitReplayed(ctx))
 		cluster.Replication(region).Cut()
@@ -171,36 +171,56 @@ func TestWaitReplayedOverFailover(t *testing.T) {
 	}
 }
 
-// TestLooksDoNotPileUp keeps asking a replica that does not answer whether it has caught up.
-func TestLooksDoNotPileUp(t *testing.T) {
+// TestMissEndsWithTheLag has a read wait in vain while the watcher cannot connect. The wait keeps other reads away no longer
+// than the replica is behind: one of them asks the replica.
+func TestMissEndsWithTheLag(t *testing.T) {
 	cluster := sharedCluster(t)
 	name := table(t, cluster, "id int primary key, v text")
 	ctx := t.Context()
-	link := cluster.Link("ord", "ord")
-	t.Cleanup(link.Restore)
-	pool := poolIn(t, cluster, "ord")
-	comesHome(t, ctx, pool)
-	freeze(t, cluster)
-	if err := execs(ctx, pool, insertText(name, 1)); err != nil {
-		t.Fatal(err)
-	}
+	var dials atomic.Int64
+	pool := poolIn(t, cluster, "ord", func(c *Config) {
+		c.MaxConns = 1
+		dial := c.ConnConfig.DialFunc
+		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if _, port, _ := net.SplitHostPort(addr); port == "5433" && dials.Add(1) > 1 {
+				<-ctx.Done() // the watcher
+				return nil, ctx.Err()
+			}
+			return dial(ctx, network, addr)
+		}
+	})
+	awaitReplica(t, ctx, pool)
+	thaw := freeze(t, cluster)
+	noError(t, execs(ctx, pool, insertText(name, 1)))
 	if n := counts(t, ctx, pool, name); n != 1 {
 		t.Errorf("%d rows", n)
 	}
 	tracker := pool.replicas.list()[0].tracker
-	if !tracker.lagging() {
-		t.Fatal("nobody has missed anything")
+	m := tracker.missed.Load()
+	if m == nil {
+		t.Fatal("nobody has waited in vain")
 	}
-	link.Stall()
-	before := runtime.NumGoroutine()
-	for range 100 {
-		tracker.lagging()
-		time.Sleep(6 * time.Millisecond)
+	tracker.missed.Store(&miss{state: m.state, at: m.at.Add(time.Hour)}) // it does not end because the test is slow
+	thaw()
+	noError(t, cluster.Server("ord").WaitReplayed(ctx))
+
+	soon := func() { tracker.checkedAt.Store(0) }
+	soon()
+	if !tracker.beginCheck() {
+		t.Fatal("nobody has to check")
 	}
-	if n := runtime.NumGoroutine() - before; n > 20 {
-		t.Errorf("%d goroutines more", n)
+	soon()
+	if replicaServes(t, ctx, pool) {
+		t.Error("two reads check at the same time")
 	}
-	link.Restore()
+	tracker.endCheck()
+	soon()
+	if !replicaServes(t, ctx, pool) {
+		t.Error("a read is kept from a replica that has caught up")
+	}
+	if tracker.missed.Load() != nil {
+		t.Error("the wait in vain is not forgotten")
+	}
 }
 
 // TestPrivileges has a role that may not call the functions that tell a server's cluster and timeline. Its reads go to the
@@ -246,5 +266,5 @@ func TestPrivileges(t *testing.T) {
 	revoke(false)
 	pool = poolIn(t, cluster, "ord", impatient, as("app"))
 	neverStale(t, "with privileges", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 }

@@ -60,6 +60,7 @@ type replicaConn struct {
 	opened uint64  // when the first report had been received, by this process's clock
 	held   bool    // it counts in the replica's held
 	closed bool    // it no longer counts in the replica's open
+	row    rowMemory
 }
 
 // openedAt returns when a connection was opened, by this process's clock.
@@ -90,14 +91,18 @@ type replica struct {
 
 	// These count the pool's connections: open, used by a read of this package (or waited for), and held by the app.
 	// pgxpool does not tell when the app releases or hijacks one, so it counts as held until it is acquired again or
-	// closed. So open-used-held is at most the number of idle connections, but for moments in which pgxpool opens or closes
-	// one by itself.
+	// closed. So open-used-held is at most the number of idle connections, except for moments in which pgxpool opens or
+	// closes one by itself.
 	open, used, held atomic.Int32
-	answered         atomic.Int64 // when a read last acquired a connection, in nanoseconds since 1970
 
 	hooked bool // the config has a PrepareConn, whose error must not count against the replica
 
 	seen atomic.Pointer[report] // of the server that the latest connection led to, even if it was refused
+
+	// now is the time in nanoseconds since 1970 that a read has looked at last. While reads are made it is not older than
+	// checkPeriod, as the guard then makes reads look. If impatient is true each read looks.
+	now       atomic.Int64
+	impatient bool
 
 	credit int          // for BalanceWeighted; the balancer's mu guards it
 	reads  stripedCount // how many reads were sent
@@ -193,11 +198,15 @@ var plainConns = connSource[*pgxpool.Conn]{
 // acquireConn acquires a connection to a replica. A replica without one within limit counts as unreachable for a while,
 // whether it does not answer or all of its connections are in use. An error of the app's PrepareConn is a hookError.
 func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[C]) (conn C, err error) {
-	now := time.Now()
-	r.discovery.tick(now)
 	limited := ctx
 	idle := r.used.Add(1) <= r.open.Load()-r.held.Load()
-	if prompt := idle && now.UnixNano()-r.answered.Load() < int64(time.Second); !prompt {
+	prompt := idle && r.guard.heard.Load()
+	if !prompt || r.impatient {
+		now := time.Now()
+		r.now.Store(now.UnixNano())
+		r.discovery.tick(now)
+	}
+	if !prompt { // else a context with a timer would be made for nothing
 		var cancel context.CancelFunc
 		limited, cancel = context.WithTimeout(ctx, r.limit)
 		defer cancel()
@@ -232,7 +241,6 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 		r.fail(err)
 		return nil, err
 	}
-	r.answered.Store(now.UnixNano())
 	return conn, nil
 }
 
@@ -472,6 +480,7 @@ func newReplica(p *primary, d *discovery, h *replicaHost, address string, limit 
 		return conn, nil
 	})
 	r.tracker.staleness.limit = p.maxLag
+	r.impatient = d.interval < 2*checkPeriod || p.maxLag > 0 && r.tracker.staleness.checkPause() < 2*checkPeriod
 	r.guard = newGuard(region, r.tracker.answers, r.tracker.background, r.fail)
 	config.ConnConfig.DialFunc = r.guard.dial(dial)
 

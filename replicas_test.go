@@ -33,10 +33,10 @@ func unused(t testing.TB, pool *Pool) {
 	}
 }
 
-// comesHome waits until the replica serves.
-func comesHome(t testing.TB, ctx context.Context, pool *Pool) {
+// awaitReplica waits until the replica serves a read.
+func awaitReplica(t testing.TB, ctx context.Context, pool *Pool) {
 	t.Helper()
-	eventually(t, "reads come home", func() bool { return replicaServes(t, ctx, pool) })
+	eventually(t, "the replica serves", func() bool { return replicaServes(t, ctx, pool) })
 }
 
 // counts returns how many rows of a table a read sees. No error is expected.
@@ -48,8 +48,8 @@ func counts(t testing.TB, ctx context.Context, pool *Pool, table string) (n int)
 	return n
 }
 
-// TestReplicaUnreachable breaks the path to the replica in both ways. Reads go to the primary meanwhile, and home
-// afterwards.
+// TestReplicaUnreachable breaks the path to the replica in both ways. Reads go to the primary meanwhile, and to the replica
+// again afterwards.
 func TestReplicaUnreachable(t *testing.T) {
 	cluster := sharedCluster(t)
 	name := table(t, cluster, "id int primary key, v text")
@@ -59,7 +59,7 @@ func TestReplicaUnreachable(t *testing.T) {
 	for what, breaks := range map[string]func(){"cut": link.Cut, "stalled": link.Stall} {
 		t.Run(what, func(t *testing.T) {
 			pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxReplicaWait = 300 * time.Millisecond })
-			comesHome(t, ctx, pool)
+			awaitReplica(t, ctx, pool)
 			before := counts(t, ctx, pool, name)
 			// A connection that answered a moment ago is taken for alive, by pgxpool too.
 			time.Sleep(1100 * time.Millisecond)
@@ -86,7 +86,7 @@ func TestReplicaUnreachable(t *testing.T) {
 				t.Errorf("WithReplica without a replica: %v", err)
 			}
 			link.Restore()
-			comesHome(t, ctx, pool)
+			awaitReplica(t, ctx, pool)
 			if n := counts(t, ctx, pool, name); n != before+5 {
 				t.Errorf("%d rows, want %d", n, before+5)
 			}
@@ -111,9 +111,10 @@ func TestReplicaNeverReached(t *testing.T) {
 }
 
 // TestReplicaForgets loses connections without a word: the network drops their bytes for ever, and lets new ones pass.
-// Whoever waited on one of them, the watcher too, does not keep reads from coming home.
+// Whoever waited on one of them, the watcher too, does not keep reads from the replica afterwards.
 func TestReplicaForgets(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key, v text")
 	ctx := t.Context()
 	var generation atomic.Int64
@@ -121,7 +122,7 @@ func TestReplicaForgets(t *testing.T) {
 		c.MaxReplicaWait = 300 * time.Millisecond
 		wrapConns(func(conn net.Conn) net.Conn { return newForgetful(conn, &generation) })(c)
 	})
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	thaw := freeze(t, cluster)
 	if err := execs(ctx, pool, insertText(name, 1)); err != nil {
 		t.Fatal(err)
@@ -146,7 +147,7 @@ func TestReplicaForgets(t *testing.T) {
 	if err := execs(ctx, pool, insertText(name, 2)); err != nil {
 		t.Fatal(err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	if n := counts(t, ctx, pool, name); n != 2 {
 		t.Errorf("%d rows, want 2", n)
 	}
@@ -250,7 +251,7 @@ func TestPrimaryUnreachable(t *testing.T) {
 			if err := execs(ctx, pool, insertText(name, 1)); err != nil {
 				t.Fatal(err)
 			}
-			comesHome(t, ctx, pool)
+			awaitReplica(t, ctx, pool)
 		}
 		link.Cut()
 		for range 10 {
@@ -327,7 +328,7 @@ func TestServersKilled(t *testing.T) {
 		}
 	}
 	write()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 
 	// The replica dies: reads go to the primary, unseen.
 	if err := ord.Kill(); err != nil {
@@ -343,7 +344,7 @@ func TestServersKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	check()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	check()
 
 	// It shuts down in the middle of a read: the read is run on the primary.
@@ -367,7 +368,7 @@ func TestServersKilled(t *testing.T) {
 		t.Errorf("a read whose server was shut down: %v", err)
 	}
 	check()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 
 	// The primary restarts, then dies. Reads stay where they are.
 	if err := nrt.Restart(ctx); err != nil {
@@ -375,7 +376,7 @@ func TestServersKilled(t *testing.T) {
 	}
 	write()
 	check()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	if err := nrt.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +391,7 @@ func TestServersKilled(t *testing.T) {
 	}
 	write()
 	check()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	check()
 	unused(t, pool)
 }
@@ -471,7 +472,7 @@ func TestPrimaryKilledWhileWriting(t *testing.T) {
 	unused(t, pool)
 }
 
-// TestPrimaryRestartsQuietly restarts the primary while nobody writes. Reads that notice go home again without a write.
+// TestPrimaryRestartsQuietly restarts the primary while nobody writes. Reads that notice go to the replica again, without a write in between.
 func TestPrimaryRestartsQuietly(t *testing.T) {
 	t.Parallel()
 	cluster := ownCluster(t, nil)
@@ -481,13 +482,13 @@ func TestPrimaryRestartsQuietly(t *testing.T) {
 	if err := execs(ctx, pool, insertText(name, 1)); err != nil {
 		t.Fatal(err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	if err := cluster.Server("nrt").Restart(ctx); err != nil {
 		t.Fatal(err)
 	}
 	// A new connection tells that the primary is another.
 	eventually(t, "the primary can be reached", func() bool { return pool.Primary().QueryRow(ctx, "select 1").Scan(new(int)) == nil })
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 
 	// The same for a session of its own.
 	own := WithSession(ctx, new(Session))
@@ -498,7 +499,7 @@ func TestPrimaryRestartsQuietly(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the primary can be reached", func() bool { return pool.Primary().QueryRow(ctx, "select 1").Scan(new(int)) == nil })
-	comesHome(t, own, pool)
+	awaitReplica(t, own, pool)
 	unused(t, pool)
 }
 
@@ -558,7 +559,7 @@ func TestReplicaCrashes(t *testing.T) {
 				t.Fatalf("stale: %d rows of %d", n, rows)
 			}
 		}
-		comesHome(t, ctx, pool) // so that the tracker has seen the last position
+		awaitReplica(t, ctx, pool) // so that the tracker has seen the last position
 		if err := pool.WaitReplayed(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -604,7 +605,7 @@ func TestReplicaCrashes(t *testing.T) {
 			}
 		}
 		cluster.Replication("ord").Restore()
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		if n := counts(t, ctx, pool, name); n != rows {
 			t.Errorf("stale: %d rows of %d", n, rows)
 		}
@@ -671,7 +672,7 @@ func TestPromotion(t *testing.T) {
 	if err := pool.QueryRow(ctx, countSQL(name), done).Scan(&n); err != nil || n != len(done) {
 		t.Errorf("%d rows of %d, %v", n, len(done), err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	if err := pool.QueryRow(ctx, countSQL(name), done).Scan(&n); err != nil || n != len(done) {
 		t.Errorf("%d rows of %d, %v", n, len(done), err)
 	}
@@ -823,7 +824,7 @@ func TestReplicaConflict(t *testing.T) {
 				_ = rows.Conn().Close(ctx)
 				rows.Close()
 				// Whether a read that lost its connection has written is not known, so that the next would follow it.
-				comesHome(t, ctx, pool)
+				awaitReplica(t, ctx, pool)
 				return false
 			}
 			return true

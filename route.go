@@ -80,7 +80,8 @@ func (r *route) fallBack(why reason, cause error) {
 	r.cause = cause
 }
 
-// affectsAllReads reports whether the route leads to the primary for a reason that sends many other reads there at the same time.
+// affectsAllReads reports whether the route leads to the primary for a reason that sends many other reads there at the same
+// time.
 func (r *route) affectsAllReads() bool {
 	return r.why == becauseLag || r.why == becauseBehind || r.why == becauseSooner || r.why == becauseUnreachable
 }

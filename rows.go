@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -40,7 +41,7 @@ func (rd *reads) queryRow(ctx context.Context, rt *route, sql string, args []any
 	row, read, err := onReplica(ctx, rd, rt, plainConns, sql, func(conn *pgxpool.Conn) (*replicaRow, error) {
 		row := &replicaRow{}
 		rows, err := conn.Query(ctx, sql, args...)
-		return row, row.read(conn.Conn(), rows, err)
+		return row, row.read(conn.Conn(), &replicaConnOf(conn.Conn()).row, rows, err)
 	})
 	switch {
 	case rt.to == targetPrimary:
@@ -148,48 +149,62 @@ type replicaRow struct {
 	types  *pgtype.Map
 	fields []pgconn.FieldDescription
 	values [][]byte // nil if there is no row
-
-	fieldsRoom [4]pgconn.FieldDescription // the first memory of fields
-	valuesRoom [4][]byte                  // ... and of values
-	bytesRoom  [64]byte                   // ... and of its elements, so that a small row costs no allocation
 }
 
+// rowMemory is what a row is copied to. Each connection has one, which its reads use one after the other: a row is scanned
+// before its connection is released.
+type rowMemory struct {
+	fields []pgconn.FieldDescription
+	values [][]byte
+	bytes  []byte // of values
+}
+
+// maxRowMemory is how many bytes, and how many columns, a rowMemory keeps for the next row.
+const maxRowMemory, maxRowColumns = 8192, 64
+
 // read reads the answer of a query to its end.
-func (r *replicaRow) read(conn *pgx.Conn, rows pgx.Rows, err error) error {
+func (r *replicaRow) read(conn *pgx.Conn, memory *rowMemory, rows pgx.Rows, err error) error {
 	if err != nil {
 		return err
 	}
 	if rows.Next() {
-		r.types, r.fields = conn.TypeMap(), append(r.fieldsRoom[:0], rows.FieldDescriptions()...)
-		r.copy(rows.RawValues())
+		r.types = conn.TypeMap()
+		r.fields, r.values = memory.copy(rows.FieldDescriptions(), rows.RawValues())
 	}
 	rows.Close()
 	if err = rows.Err(); err != nil && r.values != nil {
 		// The connection is released before the row is scanned.
 		r.types = r.types.Copy()
+		*memory = rowMemory{}
 	}
 	return err
 }
 
-func (r *replicaRow) copy(values [][]byte) {
+// copy returns copies of a row's fields and values.
+func (m *rowMemory) copy(fields []pgconn.FieldDescription, values [][]byte) ([]pgconn.FieldDescription, [][]byte) {
 	size := 0
 	for _, v := range values {
 		size += len(v)
 	}
-	buf := r.bytesRoom[:0]
-	if size > len(r.bytesRoom) {
-		buf = make([]byte, 0, size)
+	memory := m
+	if size > maxRowMemory || len(fields) > maxRowColumns {
+		memory = &rowMemory{}
 	}
-	r.values = r.valuesRoom[:0]
+	memory.fields = append(memory.fields[:0], fields...)
+	// Neither is nil: that means no row, or NULL.
+	memory.values = slices.Grow(memory.values[:0], max(len(values), 1))
+	buf := slices.Grow(memory.bytes[:0], max(size, 1))
 	for _, v := range values {
 		if v == nil {
-			r.values = append(r.values, nil)
+			memory.values = append(memory.values, nil)
 			continue
 		}
 		from := len(buf)
 		buf = append(buf, v...)
-		r.values = append(r.values, buf[from:len(buf):len(buf)])
+		memory.values = append(memory.values, buf[from:len(buf):len(buf)])
 	}
+	memory.bytes = buf
+	return memory.fields, memory.values
 }
 
 // Scan does what the Scan of pgx's own row does.

@@ -315,3 +315,44 @@ func TestRowOutlivesItsQuery(t *testing.T) {
 		}
 	}
 }
+
+// TestRowsUseTheSameMemory reads rows of all kinds on one connection, which copies them to the same memory one after the
+// other.
+func TestRowsUseTheSameMemory(t *testing.T) {
+	pool := poolIn(t, sharedCluster(t), "ord", func(c *Config) { c.MaxConns = 1 })
+	ctx := t.Context()
+
+	columns := strings.Repeat("7, ", 99) + "7"
+	for range 2 {
+		var failed int
+		row := pool.QueryRow(ctx, "select 10 / (2 - i) from generate_series(1, 2) i") // a row, then an error
+		var empty, long string
+		var null *string
+		if err := pool.QueryRow(ctx, "select '', null::text, repeat('x', 100000)").Scan(&empty, &null, &long); err != nil {
+			t.Fatal(err)
+		}
+		if empty != "" || null != nil || long != strings.Repeat("x", 100000) {
+			t.Errorf("%q, %v, and %d bytes", empty, null, len(long))
+		}
+		many := make([]int, 100)
+		dest := make([]any, len(many))
+		for i := range many {
+			dest[i] = &many[i]
+		}
+		if err := pool.QueryRow(ctx, "select "+columns).Scan(dest...); err != nil || many[0] != 7 || many[99] != 7 {
+			t.Errorf("100 columns: %v, %v", many, err)
+		}
+		if err := pool.QueryRow(ctx, "select from (values (1)) one").Scan(); err != nil {
+			t.Errorf("no column: %v", err)
+		}
+		if err := pool.QueryRow(ctx, "select ''").Scan(&empty); err != nil {
+			t.Errorf("an empty column: %v", err)
+		}
+		// The row that failed no longer has the connection.
+		var pgErr *pgconn.PgError
+		if err := row.Scan(&failed); !errors.As(err, &pgErr) || failed != 10 {
+			t.Errorf("the row before the error is %d, %v", failed, err)
+		}
+	}
+	unused(t, pool)
+}

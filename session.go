@@ -13,8 +13,8 @@ import (
 // databases: reads of one do not wait for what was written to another. Pools of one cluster share its position. Only what
 // is written through pools counts, not what one of the servers writes to another, as through a foreign table.
 //
-// A [Pool] is itself a session, for all that the process writes through it, and needs no code. A Session of one's own
-// narrows that to one user or request, so that its reads do not wait for other people's writes; see [WithSession].
+// A [Pool] is itself a session for all that the process writes through it. That needs no code. With a Session of its own the
+// reads of one user or request do not wait for other people's writes: see [WithSession].
 //
 // The zero value is a session in which nothing was written. A Session is safe for concurrent use and must not be copied.
 type Session struct {
@@ -286,8 +286,8 @@ func WithPrimary(ctx context.Context) context.Context {
 
 // WithReplica returns a context whose statements all run on the replica, [Pool.Acquire] and transactions included, and
 // never on the primary in its place. A statement that writes fails there with PostgreSQL's own error (SQLSTATE 25006).
-// Reads still wait for the session's writes, as long as [Config.MaxReplicaWait] allows, and then fail with an error that
-// is [ErrReplicaLag]. Where the pool has no replica the context changes nothing.
+// Reads still wait for the session's writes, for [Config.MaxReplicaWait] at most, and then fail with an error that is
+// [ErrReplicaLag]. Where the pool has no replica the context changes nothing.
 func WithReplica(ctx context.Context) context.Context {
 	return withIntent(ctx, func(in *intent) { in.target = targetReplica })
 }

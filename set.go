@@ -87,7 +87,7 @@ func (rs *replicas) chooseOf(rt *route, group []*replica, state sessionState, tr
 			fit[show] = r
 			show++
 		} else if len(group) > 1 {
-			r.tracker.checkInBackground(time.Now()) // nobody else may ask it, as reads go to those that show more
+			r.tracker.checkInBackground() // nobody else may ask it, as reads go to those that show more
 		}
 	}
 	if show > 0 {

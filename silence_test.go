@@ -10,6 +10,7 @@ import (
 	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // patiently runs f, which must return, however long it takes within reason.
@@ -89,7 +90,7 @@ func TestReplayedLock(t *testing.T) {
 	if err := execs(ctx, pool, "insert into "+name+" values (1), (2), (3)"); err != nil {
 		t.Fatal(err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	thaw := lockedOnReplica(t, cluster, name)
 	if !replicaServes(t, ctx, pool) {
 		t.Fatal("the replica does not serve")
@@ -147,7 +148,8 @@ func TestReplayedLock(t *testing.T) {
 
 // TestReplicaFallsSilent drops all packets to the replica when reads are under way. They move; one that cannot fails.
 func TestReplicaFallsSilent(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key")
 	if err := cluster.Leader().Exec(t.Context(), "insert into "+name+" values (1), (2), (3)"); err != nil {
 		t.Fatal(err)
@@ -188,7 +190,7 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 	for what := range ways {
 		pool := poolIn(t, cluster, "ord", change...)
 		read := countReads(pool, name)[what]
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		link.Stall()
 		patiently(t, what, func() {
 			if n, err := read(ctx); n != 3 || err != nil {
@@ -196,13 +198,13 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 			}
 		})
 		link.Restore()
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		unused(t, pool)
 	}
 
 	// The read was sent, and the replica's answer is lost.
 	pool := poolIn(t, cluster, "ord", change...)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	patiently(t, "sent", func() {
 		time.AfterFunc(300*time.Millisecond, link.Stall)
 		if err := pool.QueryRow(ctx, "select pg_sleep(1)").Scan(nil); err != nil {
@@ -210,7 +212,7 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 		}
 	})
 	link.Restore()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 
 	tx, err := pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
 	if err != nil {
@@ -227,19 +229,20 @@ func silence(t *testing.T, cluster *pgcluster.Cluster, name string, change ...fu
 		_ = tx.Rollback(ctx)
 	})
 	link.Restore()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	unused(t, pool)
 }
 
 // TestCloseWithSilentReplica closes a pool while a read is under way on a replica that falls silent.
 func TestCloseWithSilentReplica(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	link := cluster.Link("ord", "ord")
 	t.Cleanup(link.Restore)
 	ctx := t.Context()
 
 	pool := poolIn(t, cluster, "ord")
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	read := make(chan error, 1)
 	go func() { read <- pool.QueryRow(WithReplica(ctx), "select pg_sleep(1)").Scan(nil) }()
 	eventually(t, "the read runs", func() bool { return pool.Replica().Stat().AcquiredConns() == 1 })
@@ -254,10 +257,11 @@ func TestCloseWithSilentReplica(t *testing.T) {
 
 // TestLongReadIsLeftAlone reads for longer than it takes to find out that a replica is silent.
 func TestLongReadIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	cluster := sharedCluster(t)
 	ctx := t.Context()
 	pool := poolIn(t, cluster, "ord")
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	var replica bool
 	err := pool.QueryRow(ctx, readOnlySQL+" from pg_sleep(6)").Scan(&replica)
 	if err != nil || !replica {
@@ -295,18 +299,21 @@ func TestConnectionsOutside(t *testing.T) {
 	}
 	open := func(t *testing.T) *Pool {
 		pool := poolIn(t, cluster, "ord", func(c *Config) { c.MaxConns, c.MaxReplicaWait = conns, 200*time.Millisecond })
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		return pool
 	}
 	type holder interface{ Release() }
 	hold := func(t *testing.T, pool *Pool, ctx context.Context) (all []holder) {
 		t.Helper()
 		for range conns {
-			conn, err := pool.Acquire(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, conn)
+			// A busy machine may take longer than MaxReplicaWait to open a connection.
+			eventually(t, "a connection is acquired", func() bool {
+				conn, err := pool.Acquire(ctx)
+				if err == nil {
+					all = append(all, conn)
+				}
+				return err == nil
+			})
 		}
 		return all
 	}
@@ -315,7 +322,7 @@ func TestConnectionsOutside(t *testing.T) {
 		for _, c := range all {
 			c.Release()
 		}
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 	}
 
 	t.Run("with replica", func(t *testing.T) {
@@ -344,10 +351,12 @@ func TestConnectionsOutside(t *testing.T) {
 	t.Run("hijacked", func(t *testing.T) {
 		pool := open(t)
 		for range 3 {
-			conn, err := pool.Acquire(WithReplica(ctx))
-			if err != nil {
-				t.Fatal(err)
-			}
+			var conn *pgxpool.Conn
+			eventually(t, "a connection is acquired", func() bool {
+				var err error
+				conn, err = pool.Acquire(WithReplica(ctx))
+				return err == nil
+			})
 			hijacked := conn.Hijack()
 			if err := hijacked.Close(ctx); err != nil {
 				t.Fatal(err)
@@ -368,10 +377,22 @@ func TestConnectionsOutside(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			if err := conn.PingContext(WithReplica(ctx)); err != nil {
-				t.Fatal(err)
-			}
+			eventually(t, "it has a connection to the replica", func() bool { return conn.PingContext(WithReplica(ctx)) == nil })
 		}
 		taken(t, pool)
 	})
+}
+
+// TestGuardHearsWhileThereAreCalls checks that a replica no longer counts as heard from when nobody has used it for a while,
+// so that a read which finds it silent then waits no longer than MaxReplicaWait.
+func TestGuardHearsWhileThereAreCalls(t *testing.T) {
+	pool := poolIn(t, sharedCluster(t), "ord")
+	heard := &pool.replicas.list()[0].guard.heard
+	eventually(t, "the replica is heard", func() bool {
+		if err := pool.QueryRow(t.Context(), "select 1").Scan(new(int)); err != nil {
+			t.Fatal(err)
+		}
+		return heard.Load()
+	})
+	eventually(t, "the replica is no longer heard", func() bool { return !heard.Load() })
 }

@@ -14,7 +14,7 @@ func soonerPool(t *testing.T, change ...func(*Config)) (pool *Pool, sooner func(
 	pool = poolIn(t, sharedCluster(t), "ord", append(change, waits(0, time.Minute), func(c *Config) {
 		c.Telemetry.MeterProvider = recording.meters
 	})...)
-	comesHome(t, t.Context(), pool)
+	awaitReplica(t, t.Context(), pool)
 	return pool, func() int64 { return recording.statements(t)["primary "+string(becauseSooner)] }
 }
 
@@ -66,7 +66,7 @@ func TestPrimarySooner(t *testing.T) {
 			delay(t, 300*time.Millisecond)
 			eventually(t, "reads go to the primary", func() bool { writeAndRead(test.ctx); return sooner() > 3 })
 			delay(t, 0)
-			eventually(t, "reads come home", func() bool { return writeAndRead(test.ctx) })
+			eventually(t, "the replica serves reads", func() bool { return writeAndRead(test.ctx) })
 			silent(t, cluster, pool)
 		})
 	}
@@ -94,13 +94,13 @@ func TestPrimarySooner(t *testing.T) {
 		eventually(t, "reads go to the primary", func() bool { writeAndRead(ctx); return sooner() > 3 })
 		cluster.SetLatency("ord", "nrt", 100*time.Millisecond)
 		fromPrimary(readTimes)
-		eventually(t, "reads come home", func() bool { return writeAndRead(ctx) })
+		eventually(t, "the replica serves reads", func() bool { return writeAndRead(ctx) })
 		silent(t, cluster, pool)
 	})
 }
 
 // TestPrimarySoonerWhileFrozen halts replay, with the primary near. Reads go on there, also once there are no more writes,
-// and come home when replay goes on.
+// and to the replica again when replay goes on.
 func TestPrimarySoonerWhileFrozen(t *testing.T) {
 	cluster := sharedCluster(t)
 	name := table(t, cluster, "id int primary key, v text")
@@ -117,7 +117,7 @@ func TestPrimarySoonerWhileFrozen(t *testing.T) {
 	eventually(t, "nobody looks any more", func() bool { return waiting(pool) == 0 })
 	silent(t, cluster, pool)
 	thaw()
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	silent(t, cluster, pool)
 }
 
@@ -129,7 +129,7 @@ func TestReadsWithoutQuestions(t *testing.T) {
 	ctx := t.Context()
 	pool, _ := soonerPool(t)
 	noError(t, execs(ctx, pool, insertText(name, 0)))
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	freeze(t, cluster)
 	session := &pool.primary.session
 	id := 0

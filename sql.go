@@ -11,18 +11,19 @@ import (
 )
 
 // OpenDB returns a [sql.DB] on the pool, for libraries that need one. Statements outside of transactions are routed one by
-// one, like those of the pool. A transaction with [sql.TxOptions].ReadOnly runs on the replica if its first statement
-// can, as that of [Pool.BeginTx] does, and every other on the primary. Within one [sql.Conn] writes run in one session on
-// the primary, and once a statement may have left something in that session, such as a setting or a temporary table,
-// everything does.
+// one, like those of the pool. A transaction with [sql.TxOptions].ReadOnly runs on the replica if its first statement can run
+// there, as with [Pool.BeginTx]. Every other transaction runs on the primary. The writes of one [sql.Conn] run in one session
+// on the primary. Once a statement may have left something in that session, such as a setting or a temporary table, all
+// statements of the sql.Conn run in it.
 //
 // Under [WithPrimary] and [WithReplica], [sql.DB.Conn] does what [Pool.Acquire] does: the connection is one session on
-// that server for all that is run in it, and [sql.Conn.Raw] passes a [*stdlib.Conn]. The value that Raw passes for any
-// other connection has the method Conn() *pgx.Conn too, which gives the session on the primary, but it cannot be a
-// *stdlib.Conn, because database/sql sends that one's statements where it is connected to.
+// that server for all that is run in it, and [sql.Conn.Raw] passes a [*stdlib.Conn]. For any other connection Raw passes a
+// value with the method Conn() *pgx.Conn, which returns the session on the primary. That value is no *stdlib.Conn, because
+// a *stdlib.Conn runs all statements on one server. If there is no session yet, Conn() waits for a connection to the primary
+// without a context, as Raw has none. Call [sql.Conn.PingContext] before, which waits under its context.
 //
-// Connections are the pool's: the sql.DB keeps none of its own (SetMaxIdleConns is 0), and closing it does not close the
-// pool. Without a replica it is what [stdlib.OpenDBFromPool] returns.
+// The connections are the pool's: the sql.DB keeps none of its own (SetMaxIdleConns is 0), and closing it does not close
+// the pool. Without a replica OpenDB returns what [stdlib.OpenDBFromPool] does.
 func OpenDB(pool *Pool) *sql.DB {
 	if pool.replicas == nil {
 		return stdlib.OpenDBFromPool(pool.primary.pool)
@@ -93,7 +94,7 @@ var (
 )
 
 // Conn returns the connection of the open transaction or, as [stdlib.Conn.Conn] does, of the session on the primary, nil
-// if there is none to be had.
+// if there is none to be had. database/sql passes it no context.
 func (c *sqlConn) Conn() *pgx.Conn {
 	if c.tx != nil {
 		c.tx.unused = false

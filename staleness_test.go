@@ -56,7 +56,7 @@ func TestReplicaBehind(t *testing.T) {
 			telemetry := record(t)
 			pool := poolIn(t, cluster, "ord", maxLag(limit), telemetry.into)
 			unlimited := poolIn(t, cluster, "ord", maxLag(0))
-			comesHome(t, ctx, pool)
+			awaitReplica(t, ctx, pool)
 			noError(t, cluster.Server("ord").WaitReplayed(ctx))
 			test.hold()
 			t.Cleanup(test.loose)
@@ -82,7 +82,7 @@ func TestReplicaBehind(t *testing.T) {
 			checkCause(t, span, "behind the primary, and may be 300ms", "")
 
 			test.loose()
-			comesHome(t, ctx, pool)
+			awaitReplica(t, ctx, pool)
 		})
 	}
 }
@@ -95,7 +95,7 @@ func TestReplicaBehindFromTheStart(t *testing.T) {
 	ctx := WithoutWait(t.Context())
 	const limit = 300 * time.Millisecond
 	unused := poolIn(t, cluster, "ord", maxLag(limit))
-	comesHome(t, ctx, unused)
+	awaitReplica(t, ctx, unused)
 	freeze(t, cluster)
 	noError(t, cluster.Leader().Exec(ctx, insertText(name, 1)))
 	var before int64

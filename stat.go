@@ -8,7 +8,7 @@ import (
 )
 
 // Stat is a snapshot of a [Pool]'s statistics. It has the methods of [pgxpool.Stat], which add up what the pools of all
-// servers say; [Stat.Primary] and [Stat.Replica] tell them apart.
+// servers say. [Stat.Primary] and [Stat.Replica] tell them apart.
 type Stat struct {
 	primary    *pgxpool.Stat
 	replicas   []regionStat
@@ -38,7 +38,7 @@ func (s *Stat) Replica(region string) *pgxpool.Stat {
 // StatementCount is how many statements were sent to the primary or to a replica for one reason.
 type StatementCount struct {
 	Target string // "primary" or "replica"
-	Reason string // why they were sent there: "read", "write", "replica_lag" and the others that are in spans and metrics
+	Reason string // why they were sent there, such as "read", "write" or "replica_lag": the package's documentation lists all
 	Count  int64
 }
 
@@ -51,15 +51,15 @@ type StatementCount struct {
 // Where the Pool is one plain pgxpool it counts nothing, and Statements returns nil.
 func (s *Stat) Statements() []StatementCount { return slices.Clone(s.statements) }
 
-// ConnectFailures returns the latest failure to reach each server that could not be reached at least once: the primary, and
-// then the replicas in the order in which they are read from. It tells why all reads run on the primary: a host that is not
-// found or does not answer, a refused login, a session that is not read-only, a server of another cluster. A replica all of
-// whose connections were in use for [Config.MaxReplicaWait] counts as not reached. A failure stays until the next one, and
-// says when the server was reached again. Failures of connections that pgxpool opens ahead ([pgxpool.Config].MinConns) or
-// that the app itself acquires from [Pool.Replica] are not noted.
+// ConnectFailures returns, for each server that ever could not be reached, the latest failure: first the primary's, then
+// those of the replicas, in the order in which they are read from. It says why all reads run on the primary: a host that is
+// not found or does not answer, a refused login, a session that is not read-only, a server of another cluster. A replica also
+// counts as not reached if all of its connections were in use for [Config.MaxReplicaWait]. A failure stays until the next
+// one, and says when the server was reached again. Failures of connections that pgxpool opens in advance
+// ([pgxpool.Config].MinConns), or that the app itself acquires from [Pool.Replica], are not noted.
 //
-// Where the Pool is one plain pgxpool, ConnectFailures returns nil: pgxpool returns each error to whoever has asked for the
-// connection.
+// Where the Pool is one plain pgxpool, ConnectFailures returns nil: pgxpool returns each error to the caller who has asked
+// for the connection.
 func (s *Stat) ConnectFailures() []ConnectFailure { return slices.Clone(s.failures) }
 
 // BalancerMistakes returns how often [Config.Balancer] panicked or returned no index of a candidate. Balance has chosen then.

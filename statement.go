@@ -27,17 +27,18 @@ func (a Access) String() string { return sqltext.Access(a).String() }
 // Classify says what SQL may do, from its text alone. It knows PostgreSQL's lexical rules, and as much of its grammar as the
 // question needs. It reads the SQL once and does not allocate.
 //
-// Read means that a hot standby would run the SQL, with the same meaning as the primary. All else is Write: changes of data and schema, row locks, transaction control, settings and other objects of the session (prepared
-// statements, cursors, temporary tables), calls whose effect or answer belongs to the primary (sequences, advisory
-// locks, notifications, large objects, transaction ids, positions in the WAL, the state of the server itself), no
-// statement at all, and everything that is unknown or malformed. SQL of several statements is Read if each of them is.
+// Read means that a hot standby would run the SQL, with the same meaning as the primary. All else is Write: changes of data
+// and schema, row locks, transaction control, settings and other objects of the session (prepared statements, cursors,
+// temporary tables), calls whose effect or answer belongs to the primary (sequences, advisory locks, notifications, large
+// objects, transaction ids, positions in the WAL, the state of the server itself), no statement at all, and everything that
+// is unknown or malformed. SQL of several statements is Read if each of them is.
 //
 // SQL that asks which server answers is Read: pg_is_in_recovery, inet_server_addr, inet_server_port,
 // pg_postmaster_start_time, version, and SHOW or current_setting of port, server_version and cluster_name. SQL that asks
 // whether one may write is Write: SHOW or current_setting of transaction_read_only, default_transaction_read_only and
 // in_hot_standby.
 //
-// Functions are recognised by name where they are called. What an application's own functions, operators and views do
+// Functions are recognized by name where they are called. What an application's own functions, operators and views do
 // cannot be seen in the SQL, so they count as reads here. A [Pool] also asks the database's catalog about them: a call of
 // a function that is VOLATILE there is a write.
 //

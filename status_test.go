@@ -28,7 +28,7 @@ func TestReplicas(t *testing.T) {
 		t.Errorf("before the first read: %+v", s)
 	}
 
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	before := statusOf(t, pool, "ord")
 	for range 3 {
 		counts(t, ctx, pool, name)

@@ -13,12 +13,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Tracer is the tracer of every connection to the primary, beside the app's own if [pgx.ConnConfig] has one. Through it a
-// write counts for its session whoever makes it: the pool, a connection from [Pool.Acquire], or a library that uses
+// Tracer is the tracer of every connection to the primary, beside the app's own if [pgx.ConnConfig] has one. Through it
+// every write counts for its session, whoever makes it: the pool, a connection from [Pool.Acquire], or a library that uses
 // [Pool.Primary]. It asks for the position at which a write commits, in the round trip of the write itself.
 //
 // Tracer implements [pgx.QueryTracer], [pgx.BatchTracer], [pgx.CopyFromTracer], [pgx.PrepareTracer] and
-// [pgx.ConnectTracer], and [pgxpool.AcquireTracer] and [pgxpool.ReleaseTracer]. It is made by the pool; the zero value does nothing.
+// [pgx.ConnectTracer], and [pgxpool.AcquireTracer] and [pgxpool.ReleaseTracer]. The pool makes it. The zero value does
+// nothing.
 type Tracer struct {
 	primary *primary
 }
@@ -197,12 +198,20 @@ func (c *primaryConn) ask(s *primaryStatement) {
 			return
 		}
 	case s.Access == sqltext.Read && !s.TxControl && !s.OtherCommand && !s.UnknownCalls && c.primary.stays(c.sessionOf(s)):
-		s.unasked = uptime()
+		s.timed = uptime()
 		return
 	default:
 		position = true
 		s.writes = isWrite || !c.primary.covers(c.primary.written(&c.primary.session)) ||
 			slices.ContainsFunc(s.sessions, func(s *Session) bool { return !c.primary.covers(c.primary.written(s)) })
+		if !s.writes && !c.pooled && c.primary.awaitReplay == nil {
+			// The position tells nothing new unless the statement has written, which the answer to wroteSQL tells. It then
+			// counts as a write whose position is not known.
+			s.Either = true
+			if c.primary.minWait == 0 {
+				s.timed = uptime()
+			}
+		}
 	}
 	if !s.Copied {
 		s.Inside = wroteMessages
@@ -223,8 +232,8 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 		return // it did not run, or has ended
 	}
 	c.end(s)
-	if s.unasked > 0 {
-		t.primary.readTime.measured(uptime() - s.unasked)
+	if s.timed > 0 && s.Ran && err == nil {
+		t.primary.readTime.measured(uptime() - s.timed)
 	}
 	// pgx returns this error, which is safe to retry, for a simple query whose connection was lost before its answer.
 	if c.lost = nil; s.Ran && errors.Is(err, pgconn.ErrConnClosed) {

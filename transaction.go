@@ -105,7 +105,7 @@ func (tx *replicaTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.
 	r, err := inTx(ctx, tx, sql, args, func() (*replicaRow, error) {
 		r := &replicaRow{}
 		rows, err := tx.Tx.Query(ctx, sql, args...)
-		return r, r.read(tx.Tx.Conn(), rows, err)
+		return r, r.read(tx.Tx.Conn(), &rowMemory{}, rows, err)
 	})
 	if r == nil {
 		r = &replicaRow{}

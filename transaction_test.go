@@ -183,7 +183,8 @@ func sqlState(err error) string {
 // TestTransactionsInSQL plays each case on pgxpool, on a pool with one server and on one across regions, which must come
 // to the same.
 func TestTransactionsInSQL(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	raw, err := pgxpool.New(t.Context(), cluster.Leader().ConnString())
 	if err != nil {
 		t.Fatal(err)

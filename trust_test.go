@@ -99,7 +99,7 @@ func fill(t testing.TB, s *pgcluster.Server) {
 	noError(t, s.Exec(t.Context(), "select pg_logical_emit_message(false, '', repeat('x', 100000))"))
 }
 
-// position asks a server for a position in its log.
+// positionOf asks a server for a position in its log, by one of its functions.
 func positionOf(t testing.TB, s *pgcluster.Server, function string) (position int64) {
 	t.Helper()
 	noError(t, queryOne(t.Context(), s, "select coalesce("+function+"() - '0/0', 0)::bigint", &position))
@@ -156,7 +156,7 @@ func TestStandbyOfDemotedPrimary(t *testing.T) {
 	for _, role := range []string{"app", "watcher"} {
 		pools[role+", old pool"] = poolIn(t, cluster, "syd", impatient, as(role))
 		neverStale(t, role+", before", pools[role+", old pool"], name, nil)
-		comesHome(t, t.Context(), pools[role+", old pool"])
+		awaitReplica(t, t.Context(), pools[role+", old pool"])
 	}
 	noError(t, ord.WaitReplayed(t.Context()))
 	noError(t, cluster.PromoteBeside(t.Context(), "ord"))
@@ -171,18 +171,21 @@ func TestStandbyOfDemotedPrimary(t *testing.T) {
 	for what, pool := range pools {
 		neverStale(t, what, pool, name, func() { fill(t, nrt); waitCaughtUp(t, syd, nrt) })
 	}
+	for what, pool := range pools {
+		neverStale(t, what+", on a new connection", pool, name, func() { fill(t, nrt); waitCaughtUp(t, syd, nrt); pool.Replica().Reset() })
+	}
 
 	// It follows the new primary. Who may read what it receives sees that, the others when its control file says so.
 	rebuild(t, syd, backup)
 	for what, pool := range pools {
 		neverStale(t, what+", after it was rebuilt", pool, name, nil)
 		if strings.HasPrefix(what, "watcher") {
-			comesHome(t, t.Context(), pool)
+			awaitReplica(t, t.Context(), pool)
 		}
 	}
 	restartpoint(t, ord, syd)
 	for what, pool := range pools {
-		comesHome(t, t.Context(), pool)
+		awaitReplica(t, t.Context(), pool)
 		neverStale(t, what+", at home", pool, name, nil)
 	}
 }
@@ -235,7 +238,7 @@ func TestStandbyRestartsOnLostBranch(t *testing.T) {
 	rebuild(t, syd, backup)
 	restartpoint(t, ord, syd)
 	for role, pool := range pools {
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		neverStale(t, role+", at home", pool, name, nil)
 	}
 }
@@ -250,7 +253,7 @@ func TestStandbyOnNewerTimeline(t *testing.T) {
 	name := trustTable(t, cluster)
 	pool := poolIn(t, cluster, "syd", impatient)
 	neverStale(t, "before", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	noError(t, ord.WaitReplayed(ctx))
 	noError(t, syd.WaitReplayed(ctx))
 	noError(t, cluster.PromoteBeside(ctx, "ord"))
@@ -290,7 +293,7 @@ func TestStandbyOnNewerTimeline(t *testing.T) {
 			pool.QueryRow(WithPrimary(ctx), "select "+startedSQL).Scan(&now) == nil && now == leader
 	})
 	neverStale(t, "with the new primary", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	neverStale(t, "at home", pool, name, nil)
 }
 
@@ -310,7 +313,7 @@ func TestRestoredPrimary(t *testing.T) {
 	for _, role := range []string{"app", "watcher"} {
 		pools[role+", old pool"] = poolIn(t, cluster, "ord", impatient, as(role))
 		neverStale(t, role+", before", pools[role+", old pool"], name, nil)
-		comesHome(t, ctx, pools[role+", old pool"])
+		awaitReplica(t, ctx, pools[role+", old pool"])
 	}
 	for range 20 {
 		fill(t, nrt)
@@ -334,7 +337,7 @@ func TestRestoredPrimary(t *testing.T) {
 
 	rebuild(t, ord, older)
 	for what, pool := range pools {
-		comesHome(t, ctx, pool)
+		awaitReplica(t, ctx, pool)
 		neverStale(t, what+", at home", pool, name, nil)
 	}
 }
@@ -372,7 +375,7 @@ func TestStandbyOfAnotherCluster(t *testing.T) {
 	astray = false
 	pool = poolIn(t, cluster, "ord", impatient, as("app"))
 	neverStale(t, "at home", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 }
 
 // startBouncer starts a PgBouncer, or skips the test.
@@ -481,7 +484,7 @@ func TestCopyThroughBouncer(t *testing.T) {
 				neverStaleIn(t, ctx, what, pool, name, &want)
 			}
 			thaw()
-			comesHome(t, ctx, pool)
+			awaitReplica(t, ctx, pool)
 			if n := counts(t, ctx, pool, name); n != want {
 				t.Errorf("at home: a read sees %d rows of %d", n, want)
 			}
@@ -517,7 +520,7 @@ func TestFailoverBehindBouncer(t *testing.T) {
 	bouncer := startBouncer(t, cluster, "", map[string]string{"pool_mode": "transaction"})
 	pool := poolIn(t, cluster, "syd", impatient, primaryBehind(bouncer), func(c *Config) { c.MaxConns = 1 })
 	neverStale(t, "before", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	noError(t, ord.WaitReplayed(ctx))
 	cluster.Replication("ord").Cut()
 	for range 20 {
@@ -533,10 +536,10 @@ func TestFailoverBehindBouncer(t *testing.T) {
 	t.Logf("%d new connections to the primary", pool.Primary().Stat().NewConnsCount()-connections)
 	rebuild(t, syd, backup)
 	neverStale(t, "after it was rebuilt", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	restartpoint(t, ord, syd)
 	neverStale(t, "at home", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 }
 
 // TestWritableReplicaSession reaches the replica through a PgBouncer that drops what makes its sessions read-only. They
@@ -570,7 +573,7 @@ func TestWritableReplicaSession(t *testing.T) {
 		noError(t, ord.Exec(ctx, sql))
 	}
 	keeps := poolIn(t, cluster, "ord", impatient, replicaBehind(startBouncer(t, cluster, "ord", dropping)))
-	comesHome(t, ctx, keeps)
+	awaitReplica(t, ctx, keeps)
 	neverStale(t, "read-only by the server's settings", keeps, name, nil)
 }
 
@@ -591,7 +594,7 @@ func TestReplicaComesBackOlderBehindBouncer(t *testing.T) {
 	pool := poolIn(t, cluster, "ord", impatient, replicaBehind(bouncer))
 	restartpoint(t, nrt, ord)
 	neverStale(t, "before", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	noError(t, ord.DelayReplay(ctx, time.Hour))
 	cluster.Replication("ord").Cut()
 	noError(t, ord.Crash(ctx))
@@ -613,7 +616,7 @@ func TestReplicaComesBackOlderBehindBouncer(t *testing.T) {
 	cluster.Replication("ord").Restore()
 	noError(t, ord.DelayReplay(ctx, 0))
 	neverStale(t, "after", pool, name, nil)
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 }
 
 // TestCopyDisturbsNobody copies through a PgBouncer in transaction mode, which gives the server's connection to somebody

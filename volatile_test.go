@@ -59,19 +59,19 @@ var callPaths = []struct {
 		return err
 	}},
 	{"sql.DB Exec", func(ctx context.Context, p *Pool, sql string) error {
-		return withDB(p, func(db *sqlDB) error {
+		return inDB(p, func(db *sqlDB) error {
 			_, err := db.ExecContext(ctx, sql)
 			return err
 		})
 	}},
 	{"sql.DB QueryRow", func(ctx context.Context, p *Pool, sql string) error {
-		return withDB(p, func(db *sqlDB) error {
+		return inDB(p, func(db *sqlDB) error {
 			var v any
 			return db.QueryRowContext(ctx, sql).Scan(&v)
 		})
 	}},
 	{"sql.DB prepared", func(ctx context.Context, p *Pool, sql string) error {
-		return withDB(p, func(db *sqlDB) error {
+		return inDB(p, func(db *sqlDB) error {
 			stmt, err := db.PrepareContext(ctx, sql)
 			if err != nil {
 				return err
@@ -82,7 +82,7 @@ var callPaths = []struct {
 		})
 	}},
 	{"sql.Conn", func(ctx context.Context, p *Pool, sql string) error {
-		return withDB(p, func(db *sqlDB) error {
+		return inDB(p, func(db *sqlDB) error {
 			conn, err := db.Conn(ctx)
 			if err != nil {
 				return err
@@ -94,13 +94,8 @@ var callPaths = []struct {
 	}},
 }
 
+// sqlDB is sql.DB for functions whose parameter sql hides the package.
 type sqlDB = sql.DB
-
-func withDB(p *Pool, f func(*sqlDB) error) error {
-	db := OpenDB(p)
-	defer db.Close()
-	return f(db)
-}
 
 // TestVolatileFunctionsWrite calls functions that catch the refusal of a standby, on every path: what they write is there.
 func TestVolatileFunctionsWrite(t *testing.T) {
@@ -188,7 +183,7 @@ func TestSchemaChangesAreSeen(t *testing.T) {
 			return onConn(p, ctx, func(c *pgxpool.Conn) error { return raw(ctx, c, sql) })
 		},
 		"sql.DB": func(ctx context.Context, p *Pool, sql string) error {
-			return withDB(p, func(db *sqlDB) error {
+			return inDB(p, func(db *sqlDB) error {
 				_, err := db.ExecContext(ctx, sql)
 				return err
 			})

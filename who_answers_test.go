@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Everybody's first question is which server answers. It is answered by the server that reads run on.
+// A statement that asks which server answers is a read, and runs where reads run.
 func TestWhoAnswers(t *testing.T) {
 	cluster := sharedCluster(t)
 	pool := poolIn(t, cluster, "ord")

@@ -151,6 +151,7 @@ func (c *trapConn) Read(p []byte) (int, error) {
 // TestWireCanceledAtEachByte ends the context after each byte of a write's answer in turn. Whatever the write's
 // outcome is, what comes after it on the connection is not to pay for it.
 func TestWireCanceledAtEachByte(t *testing.T) {
+	t.Parallel()
 	cluster := sharedCluster(t)
 	name := table(t, cluster, "id int, v text")
 	insertNext := "insert into " + name + " values ($1, 'next')"

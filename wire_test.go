@@ -40,7 +40,8 @@ func inPieces(size int) func(*Config) {
 
 // TestWireInPieces runs every write path over connections that deliver a byte at a time, or a few.
 func TestWireInPieces(t *testing.T) {
-	cluster := sharedCluster(t)
+	t.Parallel()
+	cluster := ownCluster(t, nil)
 	name := table(t, cluster, "id int primary key, v text")
 	hide(t, cluster, name)
 	freeze(t, cluster)
@@ -553,7 +554,7 @@ func TestWireMissesNothing(t *testing.T) {
 				c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 			})
 			freeze(t, cluster)
-			comesHome(t, ctx, pool)
+			awaitReplica(t, ctx, pool)
 			id := int(clock.Add(1))
 			if err := write(pool, id); err != nil {
 				t.Fatal(err)
@@ -596,7 +597,7 @@ func TestWireCutBeforeTheAnswer(t *testing.T) {
 	if err := pool.Ping(ctx); err != nil {
 		t.Fatal(err)
 	}
-	comesHome(t, ctx, pool)
+	awaitReplica(t, ctx, pool)
 	pool.primary.session.wroteUnknown(pool.primary.identity.Load().system)
 	armed.Store(true)
 	if err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)); !errors.Is(err, io.ErrUnexpectedEOF) {

@@ -99,7 +99,7 @@ func (a *app) close() {
 	a.central.Close()
 }
 
-// each runs a step in all apps at once.
+// each runs a step for all apps at the same time.
 func each(apps []*app, step func(i int, a *app) error) error {
 	errs := make([]error, len(apps))
 	var wg sync.WaitGroup
@@ -121,7 +121,7 @@ func (a *app) warmUp(ctx context.Context) error {
 	if _, err := a.writeThenRead(ctx); err != nil {
 		return err
 	}
-	// A read goes to the primary when the replica lags, and that is to be shown without the cost of its first time.
+	// A read goes to the primary when the replica lags. The demo shows that without the cost of a first use.
 	return a.read(flyregion.WithPrimary(ctx), a.pool)
 }
 

@@ -267,7 +267,7 @@ func (d *demonstration) explainWait(spans []sdktrace.ReadOnlySpan) {
 			continue
 		}
 		d.page.text(plain, fmt.Sprintf("The replica had replayed the log up to %s and the read needed %s, %s bytes more. "+
-			"The read waited for it no longer than a trip to the primary takes, and then went there.",
+			"The read waited for it no longer than a round trip to the primary takes, and then went there.",
 			attributeOf(s, "flyregion.lsn.found"), attributeOf(s, "flyregion.lsn.required"), attributeOf(s, "flyregion.lag.bytes")))
 	}
 }

@@ -81,7 +81,7 @@ func TestWaterfallClips(t *testing.T) {
 	equal(t, got.String(), want[1:])
 }
 
-// On narrow pages names are shorter, and then the notes go but for those that name servers. On wide ones bars are longer.
+// Narrow pages have shorter names, and of the notes only those that name servers. Wide pages have longer bars.
 func TestWaterfallFits(t *testing.T) {
 	for _, tt := range []struct {
 		width int

@@ -55,7 +55,7 @@ const (
 // page is where the result is printed.
 type page struct {
 	w        io.Writer
-	width    int // no line is longer, but for a word that is
+	width    int // no line is longer, unless a single word is
 	coloured bool
 }
 

@@ -116,7 +116,7 @@ func (b *Bouncer) start(ctx context.Context, program, region string, to func() *
 		"logfile":            b.logFile(),
 		"max_client_conn":    "500",
 		"server_tls_sslmode": "disable",
-		// It is told of no failure for longer than a test waits.
+		// After a failed login it tries its server again soon, and not after 15 s.
 		"server_login_retry": "0.1",
 	}
 	maps.Copy(all, settings)
@@ -193,7 +193,7 @@ func (b *Bouncer) supervise() {
 		stopped := b.stopped
 		if !stopped {
 			b.failures.Add(1)
-			// Its number may soon be that of another process, and a zombie's would keep the next one from starting.
+			// The id in it may soon be that of another process, and that of a zombie would keep the next PgBouncer from starting.
 			_ = os.Remove(b.pidFile())
 		}
 		b.mu.Unlock()
@@ -247,8 +247,8 @@ func (b *Bouncer) Kill() {
 	b.kill()
 }
 
-// kill ends the process and returns its numbers: what runs it as another user may be its parent, so it names itself in a
-// file. b.mu is held.
+// kill ends the process and returns the ids to wait for. The process that was started may be the parent of PgBouncer, which
+// it runs as another user: PgBouncer's own id is in its pid file. b.mu is held.
 func (b *Bouncer) kill() (pids []int) {
 	select {
 	case <-b.ended:

@@ -99,7 +99,7 @@ type Cluster struct {
 var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
 
 // Start starts a cluster and returns when all its replicas stream from the primary. When it fails, or when ctx ends before it
-// is done, nothing is left behind. When ctx ends later that means nothing to the cluster.
+// is done, nothing is left behind. Once Start has returned, the end of ctx does not affect the cluster.
 func Start(ctx context.Context, config Config) (*Cluster, error) {
 	if !supported {
 		return nil, errors.New("pgcluster: runs on Unix systems only")
@@ -290,7 +290,7 @@ func (s *Server) configure(common map[string]string) error {
 		own[name] = value
 	}
 	own["log_directory"] = filepath.Join(s.folder, "log")
-	// The primary has it too, for the time when it is not the primary any more.
+	// The primary has it too, and uses it when it is started as a replica later.
 	own["primary_conninfo"] = fmt.Sprintf("host=127.0.0.1 port=%s user=%s password=%s sslmode=disable application_name=%s",
 		portOf(s.upstream.Addr()), superuser, password, s.name)
 	return writeSettings(s.data(), own)

@@ -21,16 +21,16 @@ func (s *Server) Kill() error {
 		return errStopped
 	}
 	if p, ok := readPostmaster(s.data()); ok {
-		if err := s.murder(p); err != nil {
+		if err := s.killAll(p); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// murder kills the server and waits until its processes and their hold on its memory are gone.
-func (s *Server) murder(p postmaster) error {
-	// Frozen, it makes no child that is not in the list, and does not tell those in the list to end in peace.
+// killAll kills all processes of the server, waits until they are gone and removes their shared memory.
+func (s *Server) killAll(p postmaster) error {
+	// A frozen postmaster starts no further child and tells no child to end by itself.
 	kill(p.pid, signalFreeze)
 	pids := append(children(p.pid), p.pid)
 	for i := len(pids) - 1; i >= 0; i-- {
@@ -41,7 +41,7 @@ func (s *Server) murder(p postmaster) error {
 	if err := waitGone(ctx, pids...); err != nil {
 		return fmt.Errorf("pgcluster: server %s survives SIGKILL: %w", s.name, err)
 	}
-	// A zombie still has its number: PostgreSQL would take it for a server that runs on this data.
+	// A zombie still has its process id: PostgreSQL would take it for a server that runs on this data.
 	file := filepath.Join(s.data(), "postmaster.pid")
 	p.removeMemory()
 	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {

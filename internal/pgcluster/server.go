@@ -318,7 +318,7 @@ func (s *Server) destroy() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if waitGone(ctx, p.pid) != nil {
-			if err := s.murder(p); err != nil {
+			if err := s.killAll(p); err != nil {
 				return err
 			}
 		}

@@ -19,6 +19,7 @@ type Question struct {
 	Behind []byte // made by Query: runs when the statement has ended; nil for none
 	Batch  bool   // pgx returns the result of each command when it has read it, and not at the end
 	Copied bool   // the statement is a COPY: Behind follows its data, because the server takes all before its end for data
+	Either bool   // Behind is asked only where Inside cannot be
 
 	Ran   bool      // the statement was sent
 	Asked time.Time // when Inside or Behind was sent; zero if the statement was sent in a way that neither can follow

@@ -180,7 +180,8 @@ func (c *Conn) ask(n int, last byte, ran int, copied bool) (keep int) {
 	}
 	s := &c.pending[len(c.pending)-1]
 	inside := q.Inside != nil && !s.simple && s.runs
-	if !inside && q.Behind == nil {
+	behind := q.Behind != nil && !(q.Either && inside)
+	if !inside && !behind {
 		return n
 	}
 
@@ -191,7 +192,7 @@ func (c *Conn) ask(n int, last byte, ran int, copied bool) (keep int) {
 		n -= len(syncMessage)
 		c.back = append(append(c.back, q.Inside...), syncMessage...)
 	}
-	if q.Behind != nil {
+	if behind {
 		c.back = append(c.back, q.Behind...)
 		c.pending = append(c.pending, segment{kind: ofQuestion, statement: q, ended: true})
 	}

@@ -80,7 +80,7 @@ type Facts struct {
 	// before what this package knows of a name.
 	Functions map[string]Access
 	// Called says what the database's catalog knows of functions, by their name as the catalog has it. It goes before
-	// what this package knows of a name, but for those that belong to the primary.
+	// what this package knows of a name, except those that belong to the primary.
 	Called map[string]Access
 	// Writing has the names of views and tables that call a function which may write when they are read, as the catalog
 	// has them. A text with such a name in it is a write.

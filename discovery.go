@@ -318,7 +318,7 @@ func (d *discovery) update(h *replicaHost, addresses []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
-	if d.closed {
+	if d.closed || !slices.Contains(d.hosts, h) { // its region may have been let go in the meantime
 		return
 	}
 	d.due.CompareAndSwap(never, time.Now().Add(d.interval).UnixNano())

@@ -81,6 +81,8 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 		rep := rd.replicas.choose(rt, state, tried)
 		switch {
 		case rep != nil:
+		case !rt.mayFallBack() && !slices.ContainsFunc(tried, func(r *replica) bool { return !r.host.reserve }):
+			rep = rd.replicas.preferred() // its error says more than that of a reserve
 		case len(tried) > 0:
 			if rt.mayFallBack() {
 				rt.region = tried[0].region
@@ -91,8 +93,6 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 				failed = nil
 			}
 			return nil, nil, failed
-		case !rt.mayFallBack():
-			rep = rd.replicas.first()
 		default:
 			rt.region, err = rd.replicas.whyNone()
 			rt.fallBack(causeReason(err), err)
@@ -155,7 +155,7 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 			return nil, nil, nil
 		}
 		tried = append(tried, rep)
-		if failed == nil {
+		if failed == nil && (rt.mayFallBack() || !rep.host.reserve) {
 			failed = err
 		}
 	}

@@ -49,6 +49,11 @@ func TestAutoRegions(t *testing.T) {
 	}
 	has := func(what string, want ...string) {
 		t.Helper()
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("the regions are %v, the failures %v", regionsOf(pool), pool.Stat().ConnectFailures())
+			}
+		})
 		eventually(t, what, func() bool {
 			servedBy(t, cluster, pool, 5)
 			return slices.Equal(regionsOf(pool), want)

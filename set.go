@@ -128,7 +128,7 @@ func (rs *replicas) alike(r *replica) []*replica {
 func (rs *replicas) readFrom() []*replica {
 	groups := rs.current.Load().groups
 	for _, group := range groups {
-		good := slices.DeleteFunc(slices.Clone(group), func(r *replica) bool { return !r.health.good() || r.notPreferred() })
+		good := slices.DeleteFunc(slices.Clone(group), func(r *replica) bool { return !r.health.good() || r.notPreferred() || r.unneeded() })
 		if len(good) > 0 {
 			return good
 		}
@@ -141,14 +141,23 @@ func (rs *replicas) readFrom() []*replica {
 
 // inUse returns the replicas without the reserves that were never needed.
 func (rs *replicas) inUse() []*replica {
-	return slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve && r.address.Load() == nil })
+	return slices.DeleteFunc(slices.Clone(rs.list()), (*replica).unneeded)
+}
+
+// unneeded reports whether the replica is a reserve that no read has ever needed, or that was not found.
+func (r *replica) unneeded() bool { return r.host.reserve && r.address.Load() == nil }
+
+// preferred returns the replica that is read from before all others if it can be.
+func (rs *replicas) preferred() *replica {
+	list := rs.list()
+	return list[max(0, slices.IndexFunc(list, func(r *replica) bool { return r.host.weight > 0 && !r.host.reserve }))]
 }
 
 // first returns the replica that reads go to first, without regard to what they must see.
 func (rs *replicas) first() *replica {
 	list := rs.list()
 	for _, fit := range []func(*replica) bool{
-		func(r *replica) bool { return r.host.weight > 0 && r.health.good() },
+		func(r *replica) bool { return r.host.weight > 0 && r.health.good() && !r.unneeded() },
 		func(r *replica) bool { return r.host.weight > 0 },
 	} {
 		if i := slices.IndexFunc(list, fit); i >= 0 {

@@ -2,14 +2,11 @@ package flyregion
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -93,7 +90,7 @@ func relay(t *testing.T, listener net.Listener, taken *atomic.Int64, to func() s
 	})
 }
 
-// nameServer is a DNS server on loopback.
+// nameServer is a DNS server that knows IPv4 addresses.
 type nameServer struct {
 	mu    sync.Mutex
 	names map[string]string // to an IPv4 address
@@ -116,102 +113,25 @@ func (s *nameServer) times(name string) int {
 	return s.asked[name]
 }
 
-// answer returns the answer to a query, in the format of RFC 1035, section 4. A query has one question. The answer repeats
-// it and adds an A record if that is what it asks for.
-func (s *nameServer) answer(query []byte) ([]byte, error) {
-	const (
-		header             = 12     // ID, flags, and the numbers of questions, answers, authorities and additional records: 2 bytes each
-		response           = 0x8400 // flags: a response, authoritative
-		recursionDesired   = 0x0100 // flag, repeated from the query
-		noSuchName         = 3      // response code
-		typeA, ttl, ipSize = 1, 0, 4
-	)
-	malformed := fmt.Errorf("not a DNS query: %x", query)
-	if len(query) < header {
-		return nil, malformed
-	}
-	// A name is a series of labels, each behind its length. An empty one ends it.
-	var labels []string
-	rest := query[header:]
-	for len(rest) > 0 && rest[0] > 0 {
-		end := 1 + int(rest[0])
-		if end > len(rest) {
-			return nil, malformed
-		}
-		labels = append(labels, string(rest[1:end]))
-		rest = rest[end:]
-	}
-	// The type and the class follow, 2 bytes each.
-	if len(rest) < 5 {
-		return nil, malformed
-	}
-	typeAndClass := rest[1:5]
-	question := query[header : len(query)-len(rest)+5]
-
-	name := strings.ToLower(strings.Join(labels, "."))
+func (s *nameServer) find(name string, kind uint16) (records [][]byte, known bool) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	ip, known := s.names[name]
 	s.asked[name]++
-	s.mu.Unlock()
-
-	flags := response | binary.BigEndian.Uint16(query[2:])&recursionDesired
-	var record []byte
-	answers := uint16(0)
-	switch {
-	case !known:
-		flags |= noSuchName
-	case binary.BigEndian.Uint16(typeAndClass) == typeA:
-		answers = 1
-		record = append(record, 0xc0, header) // the name that stands at this offset
-		record = append(record, typeAndClass...)
-		record = binary.BigEndian.AppendUint32(record, ttl)
-		record = binary.BigEndian.AppendUint16(record, ipSize)
-		record = append(record, net.ParseIP(ip).To4()...)
+	if known && kind == typeA {
+		records = append(records, net.ParseIP(ip).To4())
 	}
-	reply := slices.Clone(query[:2])
-	for _, field := range []uint16{flags, 1, answers, 0, 0} {
-		reply = binary.BigEndian.AppendUint16(reply, field)
-	}
-	return slices.Concat(reply, question, record), nil
+	return records, known
 }
 
 // startNameServer has the process ask a name server of its own until the test ends.
 func startNameServer(t *testing.T) *nameServer {
 	t.Helper()
 	s := &nameServer{names: map[string]string{}, asked: map[string]int{}}
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		buf := make([]byte, 4096)
-		for {
-			n, from, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			reply, err := s.answer(buf[:n])
-			if err != nil {
-				t.Error(err)
-				continue
-			}
-			_, _ = conn.WriteTo(reply, from)
-		}
-	})
+	resolver := serveNames(t, s.find)
 	before := net.DefaultResolver
-	net.DefaultResolver = &net.Resolver{
-		PreferGo: true,
-		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "udp4", conn.LocalAddr().String())
-		},
-	}
-	t.Cleanup(func() {
-		net.DefaultResolver = before
-		conn.Close()
-		wg.Wait()
-	})
+	net.DefaultResolver = resolver
+	t.Cleanup(func() { net.DefaultResolver = before })
 	return s
 }
 

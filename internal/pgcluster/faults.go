@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -48,6 +49,29 @@ func (s *Server) killAll(p postmaster) error {
 		return err
 	}
 	return nil
+}
+
+// Freeze stops all of the server's processes (SIGSTOP), as when its machine is suspended: connections stay open, and the kernel
+// takes new ones, but nothing answers until Thaw. It does nothing if the server is not running.
+func (s *Server) Freeze() { s.signal(signalFreeze) }
+
+// Thaw lets the processes run on after Freeze.
+func (s *Server) Thaw() { s.signal(signalThaw) }
+
+// signal sends a signal to the postmaster and then to its children, of which a frozen one starts no more.
+func (s *Server) signal(signal syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p, ok := readPostmaster(s.data()); ok && !s.closed {
+		p.signal(signal)
+	}
+}
+
+func (p postmaster) signal(signal syscall.Signal) {
+	kill(p.pid, signal)
+	for _, pid := range children(p.pid) {
+		kill(pid, signal)
+	}
 }
 
 // Crash kills one server process (SIGKILL), upon which the postmaster ends all others and recovers without ending

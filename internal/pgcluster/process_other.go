@@ -10,6 +10,7 @@ import (
 const (
 	signalKill      = syscall.SIGKILL
 	signalFreeze    = syscall.SIGKILL
+	signalThaw      = syscall.SIGKILL
 	signalFast      = syscall.SIGKILL
 	signalImmediate = syscall.SIGKILL
 )

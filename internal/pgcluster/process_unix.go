@@ -10,6 +10,7 @@ import (
 const (
 	signalKill      = syscall.SIGKILL
 	signalFreeze    = syscall.SIGSTOP
+	signalThaw      = syscall.SIGCONT
 	signalFast      = syscall.SIGINT  // PostgreSQL's fast shutdown
 	signalImmediate = syscall.SIGQUIT // PostgreSQL's immediate shutdown
 )

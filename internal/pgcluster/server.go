@@ -315,6 +315,7 @@ func (s *Server) destroy() error {
 	p, ok := readPostmaster(s.data())
 	if ok {
 		kill(p.pid, signalImmediate)
+		p.signal(signalThaw)
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if waitGone(ctx, p.pid) != nil {

@@ -2,6 +2,7 @@ package pgcluster
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,34 @@ func TestServerKill(t *testing.T) {
 	must(t, c.Leader().Exec(ctx, "insert into t values (2)"))
 	must(t, c.Server("ord").WaitReplayed(ctx))
 	must(t, c.Server("ord").Kill()) // and Stop copes
+}
+
+func TestServerFreeze(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	c := startCluster(t, Config{Replicas: []string{"ord"}})
+	conn := connect(t, c, "ord", "ord.app.internal", 5433)
+	c.Server("ord").Freeze()
+	answer := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(ctx, "select 1")
+		answer <- err
+	}()
+	connecting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	if _, err := tryConnect(connecting, c, "ord", "ord.app.internal", 5433); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("connecting to a server that is frozen: %v", err)
+	}
+	select {
+	case err := <-answer:
+		t.Errorf("an answer came: %v", err)
+	default:
+	}
+	c.Server("ord").Thaw()
+	must(t, <-answer)
+	connect(t, c, "ord", "ord.app.internal", 5433)
+	c.Server("ord").Freeze()
+	must(t, c.Stop())
 }
 
 func TestServerCrash(t *testing.T) {

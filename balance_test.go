@@ -121,6 +121,15 @@ func TestBalancePassesOver(t *testing.T) {
 	}
 }
 
+// A replica of weight 0 is not read from where no other can be reached either.
+func TestTakenOut(t *testing.T) {
+	pool := poolIn(t, sharedCluster(t), "ord", inBoth, weighted(map[string]int{"ord": 0}))
+	pool.replicas.in("syd").health.doubt()
+	if r := pool.replicas.choose(&route{}, sessionState{}, nil); r != nil && !r.host.reserve {
+		t.Errorf("a read goes to %s", r.region)
+	}
+}
+
 // balancerFunc is a Balancer.
 type balancerFunc func([]Candidate) int
 
@@ -200,6 +209,11 @@ func TestBalanceByPosition(t *testing.T) {
 		_, err := pool.replicas.in("syd").tracker.observe(ctx, 0)
 		return err == nil && pool.replicas.in("syd").shows(&route{}, pool.primary.written(&pool.primary.session))
 	})
+	for range 20 {
+		if r := pool.replicas.choose(&route{}, pool.primary.written(&pool.primary.session), nil); r.region != "syd" {
+			t.Fatal("the replica that does not show the write is chosen")
+		}
+	}
 	before := pool.replicas.in("ord").reads.load()
 	for range 20 {
 		if n := counts(t, ctx, pool, name); n != 1 {

@@ -121,10 +121,13 @@ type Config struct {
 	//
 	// The age of a transaction is measured by the primary's clock, which this process knows once it has been connected to the
 	// primary. Until then the replica's clock stands in for it, so that the difference of the two counts as lag. Such an age alone
-	// makes no replica count as too far behind that has replayed what it had received when it was asked before. A primary
-	// that is down longer than the limit, and a link to it that is broken, end the WAL receivers of its standbys, so that
-	// reads fail where the primary cannot be reached either; 0 is for apps that rather read what is old. A link that drops packets
-	// is noticed by the standby after its wal_receiver_timeout, which is a minute by default.
+	// makes no replica count as too far behind that has replayed what it had received when it was asked before. A link that
+	// drops packets is noticed by the standby after its wal_receiver_timeout, which is a minute by default.
+	//
+	// The limit holds while the primary can be reached. A primary that is down ends the WAL receivers of its standbys. When
+	// all replicas are too far behind and the primary has not answered anything for a second, a read tries to connect to it
+	// first, for 5 s at most. If that fails, reads run on the replicas, also under [WithReplica], until the primary answers
+	// again. They see what their session has written. A replica that lacks that does not serve them.
 	MaxReplicaLag time.Duration
 
 	// AwaitWrites makes each write return only when all replicas that this process reads from have replayed it, or after

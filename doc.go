@@ -19,7 +19,8 @@
 // wrote, [WithoutWait] drops it, [WithMaxLag] and [WithFresh] widen it to what other processes wrote, [WithPrimary] and
 // [WithReplica] choose the server, and [Config.AwaitWrites] makes writes wait instead of reads.
 //
-// A replica that is further behind than [Config.MaxReplicaLag] serves no read, also none that needs no position.
+// A replica that is further behind than [Config.MaxReplicaLag] serves no read, also none that needs no position, while the
+// primary can be reached. While it cannot, reads go on to run on the replicas.
 //
 // # What a write costs
 //

@@ -175,6 +175,7 @@ func (p *primary) flushed(ctx context.Context, conn *pgxpool.Conn) (sessionState
 		c.server = a.server
 		p.answeredBy(a, position.flush)
 	}
+	p.contact.answered()
 	p.wallClock.Store(&clockReading{serverTime(shown), at})
 	p.flushes.note(position, at)
 	return sessionState{position: position.flush, origin: position.origin}, nil

@@ -376,7 +376,7 @@ func (p *Pool) Replicas() []ReplicaStatus {
 	own := p.primary.written(&p.primary.session)
 	var all []ReplicaStatus
 	for _, r := range p.replicas.inUse() {
-		all = append(all, r.status(own))
+		all = append(all, r.status(own, !p.primary.contact.health.good()))
 	}
 	return all
 }

@@ -16,6 +16,7 @@ type primary struct {
 	opened atomic.Bool // pool is set: what runs in the background checks this before it uses pool
 
 	connects connects
+	contact  contact
 
 	statements *statements
 	telemetry  *telemetry // nil where one plain pool does
@@ -43,6 +44,7 @@ type primary struct {
 
 // close closes the pool and ends what asks for positions.
 func (p *primary) close() {
+	p.contact.close()
 	p.flushes.close()
 	p.pool.Close()
 }

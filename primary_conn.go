@@ -64,6 +64,7 @@ func (p *primary) attach(config *pgx.ConnConfig) {
 		if report.recovering || report.readOnly && !readOnly {
 			return pgconn.ErrReadOnlyConnection
 		}
+		p.contact.answered()
 		p.measured(time.Since(began))
 		p.identify(&report)
 		p.wallClock.Store(&clockReading{report.wallTime, report.at})

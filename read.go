@@ -79,6 +79,11 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	)
 	for {
 		rep := rd.replicas.choose(rt, state, tried)
+		if rep == nil && rd.outage(ctx, rt) {
+			rt.farBehind = true
+			tried, failed = nil, nil
+			rep = rd.replicas.choose(rt, state, nil)
+		}
 		switch {
 		case rep != nil:
 		case !rt.mayFallBack() && !slices.ContainsFunc(tried, func(r *replica) bool { return !r.host.reserve }):
@@ -159,6 +164,12 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 			failed = err
 		}
 	}
+}
+
+// outage reports whether replicas that are left alone must serve a read, as the primary cannot be reached. Under WithMaxLag and
+// WithFresh they must not: those reads are promised more.
+func (rd *reads) outage(ctx context.Context, rt *route) bool {
+	return !rt.farBehind && (rt.wants == wantsSession || rt.wants == wantsAny) && rd.replicas.farBehind() && !rd.primary.reachable(ctx)
 }
 
 // causeReason returns why no replica serves a read because of an error.
@@ -272,7 +283,7 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 		return rep, nil, err
 	}
 	if rt.wants != wantsRecent {
-		if err := rep.checkLag(ctx, conn.Conn(), rep.now.Load()); err != nil {
+		if err := rep.checkLag(ctx, rt, conn.Conn(), rep.now.Load()); err != nil {
 			from.release(rep, conn)
 			return rep, nil, err
 		}
@@ -305,7 +316,7 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 	case rt.mayFallBack() && rt.wants == wantsRecent:
 		return rep, nil, ErrReplicaLag
 	}
-	candidates := rd.replicas.alike(rep)
+	candidates := rd.replicas.alike(rt, rep)
 	if rt.mayFallBack() {
 		candidates = slices.DeleteFunc(candidates, func(r *replica) bool { return r.tracker.lagging() })
 		switch {

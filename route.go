@@ -47,6 +47,8 @@ type route struct {
 	retry bool
 	// noFallback says that a read goes to the primary only if a replica refuses it as a write: Config.NoFallback.
 	noFallback bool
+	// farBehind says that replicas serve however far they are behind, as the primary cannot be reached.
+	farBehind bool
 }
 
 // mayFallBack reports whether a read may run on the primary because no replica can serve it.

@@ -107,15 +107,20 @@ func (rs *replicas) hasPreferred(r *replica, tried []*replica) bool {
 	return other != nil && !other.notPreferred()
 }
 
+// farBehind reports whether replicas are left alone because they are too far behind.
+func (rs *replicas) farBehind() bool {
+	return slices.ContainsFunc(rs.list(), func(r *replica) bool { return r.health.good() && r.tracker.staleness.isTooFar() })
+}
+
 // alike returns the replicas that a read may use in place of r, as they are in its group and can be reached. r is the first.
-func (rs *replicas) alike(r *replica) []*replica {
+func (rs *replicas) alike(rt *route, r *replica) []*replica {
 	alike := []*replica{r}
 	for _, group := range rs.current.Load().groups {
 		if len(group) == 1 || !slices.Contains(group, r) {
 			continue
 		}
 		for _, other := range group {
-			if other != r && other.up() && !other.leftAlone(&route{}) && !other.notPreferred() {
+			if other != r && other.up() && !other.leftAlone(rt) && !other.notPreferred() {
 				alike = append(alike, other)
 			}
 		}

@@ -155,9 +155,9 @@ func (s *staleness) claimCheck(now int64, pause time.Duration) bool {
 func (s *staleness) isTooFar() bool { return s.tooFar.Load() > 0 }
 
 // checkLag keeps what is known of the replica's lag up to date while it is read from. It returns the error of a read if the
-// replica is further behind than the limit allows. A replica that has told nothing for as long as that is asked on conn, and
+// replica is further behind than the limit allows, unless that serves too. A replica that has told nothing for as long as that is asked on conn, and
 // else in the background. now is in nanoseconds since 1970.
-func (r *replica) checkLag(ctx context.Context, conn *pgx.Conn, now int64) error {
+func (r *replica) checkLag(ctx context.Context, rt *route, conn *pgx.Conn, now int64) error {
 	s := &r.tracker.staleness
 	if s.limit == 0 {
 		return nil
@@ -172,7 +172,7 @@ func (r *replica) checkLag(ctx context.Context, conn *pgx.Conn, now int64) error
 			r.checkLagInBackground(now, s.checkPause())
 		}
 	}
-	if s.isTooFar() {
+	if s.isTooFar() && !rt.farBehind {
 		return r.tooFarError()
 	}
 	return nil
@@ -185,7 +185,7 @@ func (r *replica) leftAlone(rt *route) bool {
 		return false
 	}
 	r.checkLagInBackground(time.Now().UnixNano(), minCheckPause)
-	return true
+	return !rt.farBehind
 }
 
 // checkLagInBackground asks the replica in the background, if that was last done a pause before now at least.

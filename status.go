@@ -39,12 +39,14 @@ type ReplicaStatus struct {
 	Conns *pgxpool.Stat // the replica's pool
 	Reads int64         // how many reads it was sent
 	// LeftAlone says why no read goes to the replica at present, "" if reads may: "unreachable", "behind" by more than
-	// [Config.MaxReplicaLag], "weight 0", or "reserve", which is read from only while no other replica can be reached.
+	// [Config.MaxReplicaLag] while the primary can be reached, "weight 0", or "reserve", which is read from only while no other
+	// replica can be reached.
 	LeftAlone string
 }
 
-// status returns what is known of the replica. own is what the pool has written.
-func (r *replica) status(own sessionState) ReplicaStatus {
+// status returns what is known of the replica. own is what the pool has written, and outage says that the primary cannot be
+// reached.
+func (r *replica) status(own sessionState, outage bool) ReplicaStatus {
 	s := ReplicaStatus{
 		Region:    r.region,
 		Host:      visibleHost(r.host.name),
@@ -60,7 +62,7 @@ func (r *replica) status(own sessionState) ReplicaStatus {
 	case !s.Reachable:
 		s.UnreachableSince, s.Err = r.health.unreachableSince(), r.connects.lastError()
 		s.LeftAlone = "unreachable"
-	case r.tracker.staleness.isTooFar():
+	case r.tracker.staleness.isTooFar() && !outage:
 		s.LeftAlone = "behind"
 	case r.host.weight == 0:
 		s.LeftAlone = "weight 0"

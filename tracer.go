@@ -232,6 +232,12 @@ func (t *Tracer) end(ctx context.Context, conn *pgx.Conn, err error) {
 		return // it did not run, or has ended
 	}
 	c.end(s)
+	switch {
+	case s.Ran && err == nil:
+		t.primary.contact.answered()
+	case conn.IsClosed():
+		t.primary.contact.doubt()
+	}
 	if s.timed > 0 && s.Ran && err == nil {
 		t.primary.readTime.measured(uptime() - s.timed)
 	}

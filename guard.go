@@ -102,8 +102,7 @@ func (g *guard) check() {
 		return
 	}
 	defer g.heard.Store(false) // last: no check follows while there are no calls
-	busy := false
-	var stuck []*guardedConn
+	busy, stuck := false, false
 	for c := range g.conns {
 		calls, under := c.underWay()
 		busy = busy || under
@@ -114,12 +113,10 @@ func (g *guard) check() {
 		if under {
 			c.checks++
 		}
-		if c.checks >= stuckChecks {
-			stuck = append(stuck, c)
-		}
+		stuck = stuck || c.checks >= stuckChecks
 	}
-	if len(stuck) > 0 && !g.asking {
-		g.asking = g.background(func(ctx context.Context) { g.ask(ctx, stuck) })
+	if stuck && !g.asking {
+		g.asking = g.background(g.ask)
 	}
 	if busy {
 		g.timer.Reset(checkPeriod)
@@ -135,8 +132,8 @@ func (g *guard) check() {
 	}
 }
 
-// ask asks the replica. If it does not answer, ask closes the connections of stuck whose calls are still under way.
-func (g *guard) ask(ctx context.Context, stuck []*guardedConn) {
+// ask asks the replica. If it does not answer, ask closes the connections whose calls are stuck by then.
+func (g *guard) ask(ctx context.Context) {
 	answers := g.answers(ctx)
 
 	g.mu.Lock()
@@ -146,10 +143,10 @@ func (g *guard) ask(ctx context.Context, stuck []*guardedConn) {
 		return
 	}
 	ended := false
-	for _, c := range stuck {
+	for c := range g.conns {
 		calls, under := c.underWay()
 		switch {
-		case !under || calls != c.seen:
+		case c.checks < stuckChecks || !under || calls != c.seen:
 		case answers:
 			c.checks = 0 // the replica is asked anew after as many checks
 		default:

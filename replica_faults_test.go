@@ -147,13 +147,14 @@ var mishaps = []mishap{
 
 // faultLab is a cluster, the processes that use it, and what they notice.
 type faultLab struct {
-	t       *testing.T
-	cluster *pgcluster.Cluster
-	backups map[*pgcluster.Server]*pgcluster.Backup
-	servers map[int]*pgcluster.Server // by port
-	apps    []*app
-	acked   []atomic.Int64 // how many writes of each worker have returned
-	turns   []atomic.Int64 // how many reads of each worker have ended
+	t         *testing.T
+	cluster   *pgcluster.Cluster
+	backups   map[*pgcluster.Server]*pgcluster.Backup
+	servers   map[int]*pgcluster.Server // by port
+	resolvers map[string]*net.Resolver  // by region
+	apps      []*app
+	acked     []atomic.Int64 // how many writes of each worker have returned
+	turns     []atomic.Int64 // how many reads of each worker have ended
 
 	current  atomic.Pointer[episode]
 	episodes []*episode
@@ -175,6 +176,7 @@ type episode struct {
 	mishap string
 	took   time.Duration // from its beginning until reads are local again
 	local  time.Duration // from its end until then
+	first  time.Duration // that the first read of a process took which has started in the meantime
 
 	mu      sync.Mutex
 	longest map[string]slowest // by region of the process
@@ -187,7 +189,7 @@ type slowest struct {
 	what string
 }
 
-// faultWorkers is how many readers and writers there are.
+// faultWorkers is how many readers and writers there are, besides one that starts in the midst of each mishap.
 const faultWorkers = 16
 
 // newFaultLab starts the servers and the processes.
@@ -198,14 +200,15 @@ func newFaultLab(t *testing.T, r *rand.Rand) *faultLab {
 	t.Cleanup(func() { noError(t, cluster.Stop()) })
 	l := &faultLab{
 		t: t, cluster: cluster, backups: map[*pgcluster.Server]*pgcluster.Backup{}, servers: map[int]*pgcluster.Server{},
-		acked: make([]atomic.Int64, faultWorkers), turns: make([]atomic.Int64, faultWorkers),
+		resolvers: map[string]*net.Resolver{},
+		acked:     make([]atomic.Int64, faultWorkers+1), turns: make([]atomic.Int64, faultWorkers),
 	}
 	noError(t, cluster.Leader().Exec(t.Context(), fmt.Sprintf(`
 		create table entries (worker int, n bigint);
 		create index on entries (worker, n);
 		create table counters (worker int primary key, n bigint not null) with (fillfactor = 50);
 		insert into counters select i, 0 from generate_series(0, %d) i;
-	`, faultWorkers-1)))
+	`, faultWorkers)))
 	for _, s := range cluster.Servers() {
 		noError(t, s.WaitReplayed(t.Context()))
 		if s != cluster.Leader() {
@@ -221,28 +224,37 @@ func newFaultLab(t *testing.T, r *rand.Rand) *faultLab {
 	cluster.SetLatency("nrt", "syd", 30*time.Millisecond)
 	cluster.SetLatency("ord", "syd", 25*time.Millisecond)
 
-	for i, regions := range [][]string{{"nrt"}, {"ord", "syd", "nrt"}, {autoRegions}} {
-		a := &app{region: []string{"nrt", "ord", "syd"}[i], served: map[*pgcluster.Server]*atomic.Int64{}}
-		for _, s := range cluster.Servers() {
-			a.served[s] = new(atomic.Int64)
-		}
+	for i, region := range []string{"nrt", "ord", "syd"} {
+		l.resolvers[region] = serveNames(t, flyNames(cluster.From(region)))
+		var workers []int
 		for w := i; w < faultWorkers; w += 3 {
-			a.workers = append(a.workers, w)
+			workers = append(workers, w)
 		}
-		resolver := serveNames(t, flyNames(cluster.From(a.region)))
-		a.pool = poolIn(t, cluster, a.region, resolveBy(resolver), func(c *Config) {
-			c.ReplicaRegions, c.MaxConns = regions, 16
-			c.DiscoveryInterval = 200 * time.Millisecond
-			if r.IntN(2) == 0 {
-				c.Balance = balances[r.IntN(len(balances))]
-			}
-		})
-		a.db = OpenDB(a.pool)
-		t.Cleanup(func() { _ = a.db.Close() })
-		t.Logf("%s: reads from %v, %s", a.region, regions, a.pool.config.Balance)
+		balance := BalanceLocal
+		if r.IntN(2) == 0 {
+			balance = balances[r.IntN(len(balances))]
+		}
+		a := l.open(region, balance, workers...)
+		t.Logf("%s: reads from %v, %s", region, a.pool.config.ReplicaRegions, balance)
 		l.apps = append(l.apps, a)
 	}
 	return l
+}
+
+// open starts a process. Its names lead through a DNS server.
+func (l *faultLab) open(region string, balance Balance, workers ...int) *app {
+	a := &app{region: region, workers: workers, served: map[*pgcluster.Server]*atomic.Int64{}}
+	for _, s := range l.cluster.Servers() {
+		a.served[s] = new(atomic.Int64)
+	}
+	a.pool = poolIn(l.t, l.cluster, region, resolveBy(l.resolvers[region]), func(c *Config) {
+		c.ReplicaRegions = map[string][]string{"nrt": {"nrt"}, "ord": {"ord", "syd", "nrt"}, "syd": {autoRegions}}[region]
+		c.MaxConns, c.Balance = 16, balance
+		c.DiscoveryInterval = 200 * time.Millisecond
+	})
+	a.db = OpenDB(a.pool)
+	l.t.Cleanup(func() { _ = a.db.Close() })
+	return a
 }
 
 // work has the workers write and read until stop is called.
@@ -283,12 +295,32 @@ func (l *faultLab) suffer(s *pgcluster.Server, m mishap) {
 	l.current.Store(e)
 	began := time.Now()
 	end := m.begin(l, s)
+	var wg sync.WaitGroup
+	wg.Go(func() { l.startAnother(s.Region(), e) })
 	time.Sleep(m.lasts)
 	end()
 	ended := time.Now()
 	l.awaitLocal(s, ended)
 	e.local, e.took = time.Since(ended), time.Since(began)
 	l.awaitTurns()
+	wg.Wait()
+}
+
+// startAnother starts another process in a region, which reads and writes a little.
+func (l *faultLab) startAnother(region string, e *episode) {
+	a := l.open(region, BalanceLocal, faultWorkers)
+	defer a.pool.Close()
+	defer a.db.Close()
+	r := rand.New(rand.NewPCG(uint64(len(l.episodes)), 0))
+	began := time.Now()
+	if err := a.pool.QueryRow(l.t.Context(), "select n from counters limit 1").Scan(new(int)); err != nil {
+		l.t.Errorf("the first read of a process in %s fails: %v (%T), during %s", region, err, err, e)
+	}
+	e.first = time.Since(began)
+	l.write(a, faultWorkers, r)
+	for range 10 {
+		l.read(a, faultWorkers, r)
+	}
 }
 
 // awaitTurns waits until all reads that are under way have ended.
@@ -513,7 +545,7 @@ func (l *faultLab) report() {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d writes; %d reads failed after their first row\n", writes, l.torn.Load())
-	fmt.Fprintf(&b, "%-8s %-31s %-46s %9s %9s %16s %8s\n", "replica", "what happened", "longest read in its region", "elsewhere", "all took", "on the primary", "local after")
+	fmt.Fprintf(&b, "%-8s %-31s %-46s %9s %9s %9s %16s %8s\n", "replica", "what happened", "longest read in its region", "elsewhere", "first", "all took", "on the primary", "local after")
 	millis := func(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }
 	for _, e := range l.episodes {
 		e.mu.Lock()
@@ -524,8 +556,8 @@ func (l *faultLab) report() {
 				elsewhere = max(elsewhere, read.took)
 			}
 		}
-		fmt.Fprintf(&b, "%-8s %-31s %-46s %9s %9s %16s %8s\n", e.server.Name(), e.mishap, millis(own.took)+" ("+own.what+")", millis(elsewhere),
-			millis(e.took), fmt.Sprintf("%d of %d", e.primary, e.reads), millis(e.local))
+		fmt.Fprintf(&b, "%-8s %-31s %-46s %9s %9s %9s %16s %8s\n", e.server.Name(), e.mishap, millis(own.took)+" ("+own.what+")", millis(elsewhere),
+			millis(e.first), millis(e.took), fmt.Sprintf("%d of %d", e.primary, e.reads), millis(e.local))
 		e.mu.Unlock()
 	}
 	l.t.Log(b.String())

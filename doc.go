@@ -64,8 +64,8 @@
 //	  flyregion.outcome              replayed, fell_back, refused (WithReplica) or context_ended
 //	flyregion.statements             counter, by flyregion.target and flyregion.reason
 //	flyregion.replica_wait.duration  histogram in seconds, by flyregion.region and flyregion.outcome
-//	flyregion.replica.lag.bytes      gauge, by flyregion.region; the servers are asked when it is read
-//	flyregion.replica.lag.seconds    gauge: the age of the last replayed transaction, 0 if all is replayed
+//	flyregion.replica.lag.bytes      gauge, by flyregion.region, server.address and server.port; the servers are asked when it is read
+//	flyregion.replica.lag.seconds    gauge, likewise: the age of the last replayed transaction, 0 if all is replayed
 //
 // The target is primary or replica, and the reasons are:
 //

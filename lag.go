@@ -48,7 +48,7 @@ func measureLag(ctx context.Context, p *primary, replicas []*replica) []lag {
 		if l.recovering && flushed > l.replayed {
 			behind = int64(flushed - l.replayed)
 		}
-		lags = append(lags, lag{region: replicas[i].region, bytes: behind, seconds: l.seconds})
+		lags = append(lags, lag{region: replicas[i].region, endpoint: replicas[i].endpoint(), bytes: behind, seconds: l.seconds})
 	}
 	return lags
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -114,9 +115,22 @@ func (t *telemetry) meter() metric.Meter {
 
 // lag is how far one replica is behind the primary.
 type lag struct {
-	region  string
-	bytes   int64
-	seconds float64
+	region   string
+	endpoint string // host and port, or the path of a socket; "" if it is not known
+	bytes    int64
+	seconds  float64
+}
+
+// attributes tell the replica from others in its region, as OpenTelemetry's semantic conventions do.
+func (l lag) attributes() metric.MeasurementOption {
+	attributes := []attribute.KeyValue{attrRegion.String(l.region)}
+	if host, port, err := net.SplitHostPort(l.endpoint); err == nil {
+		number, _ := strconv.Atoi(port)
+		attributes = append(attributes, attribute.String("server.address", host), attribute.Int("server.port", number))
+	} else if l.endpoint != "" {
+		attributes = append(attributes, attribute.String("server.address", l.endpoint))
+	}
+	return metric.WithAttributes(attributes...)
 }
 
 // observeLag makes the lag gauges. measure is called when they are read, which may be at once, and only then.
@@ -134,9 +148,9 @@ func (t *telemetry) observeLag(measure func(context.Context) []lag) error {
 	}
 	t.registration, err = meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
 		for _, l := range measure(ctx) {
-			region := metric.WithAttributes(attrRegion.String(l.region))
-			o.ObserveInt64(lagBytes, l.bytes, region)
-			o.ObserveFloat64(lagSeconds, l.seconds, region)
+			attributes := l.attributes()
+			o.ObserveInt64(lagBytes, l.bytes, attributes)
+			o.ObserveFloat64(lagSeconds, l.seconds, attributes)
 		}
 		return nil
 	}, lagBytes, lagSeconds)

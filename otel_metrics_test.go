@@ -332,3 +332,28 @@ func TestNoProviderCostsNothing(t *testing.T) {
 		t.Errorf("the lag was asked for %d times", n)
 	}
 }
+
+// TestLagOfEachReplica reads the gauges of two replicas in a region. One of them stands still.
+func TestLagOfEachReplica(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	telemetry := record(t)
+	pool := poolIn(t, cluster, "ord", namesFor(cluster, "ord", "syd").into, telemetry.into)
+	readOn(t, cluster, pool, "ord", "syd")
+	freeze(t, cluster)
+	noError(t, cluster.Leader().Exec(t.Context(), insertText(name, 1)))
+	noError(t, cluster.Server("syd").WaitReplayed(t.Context()))
+
+	gauge, _ := telemetry.metric(t, metricLagBytes).(metricdata.Gauge[int64])
+	behind := map[string]bool{}
+	for _, point := range gauge.DataPoints {
+		if region, port := attrIn(point.Attributes, attrRegion), attrIn(point.Attributes, "server.port"); region != "ord" || port != "5433" {
+			t.Errorf("a replica in %s at port %s", region, port)
+		}
+		behind[attrIn(point.Attributes, "server.address")] = point.Value > 0
+	}
+	ord, syd := cluster.Server("ord").IP(), cluster.Server("syd").IP()
+	if len(behind) != 2 || !behind[ord] || behind[syd] {
+		t.Errorf("behind are %v, want only %s of %s", behind, ord, syd)
+	}
+}

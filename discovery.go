@@ -153,6 +153,8 @@ type discovery struct {
 	hosts   []*replicaHost
 	closed  bool
 	regions *regionFinder // nil unless ReplicaRegions are "auto"
+	leaving []*replica    // were let go, and have connections in use
+	left    pastCounts    // of the replicas that were let go before
 
 	done sync.WaitGroup // rounds of lookups, and replicas that are being closed
 }
@@ -355,7 +357,7 @@ func (d *discovery) update(h *replicaHost, addresses []string) {
 	list, leaving := d.sort(list, h, addresses)
 	d.set.store(list)
 	for _, r := range leaving {
-		d.done.Go(r.close)
+		d.leave(r)
 	}
 }
 
@@ -374,7 +376,6 @@ func (d *discovery) sort(list []*replica, h *replicaHost, addresses []string) (s
 			r.absent = 0
 		case anybody:
 			if r.absent++; r.absent >= maxAbsent || !r.health.good() {
-				r.left.Store(true)
 				leaving = append(leaving, r)
 				continue
 			}
@@ -382,6 +383,19 @@ func (d *discovery) sort(list []*replica, h *replicaHost, addresses []string) (s
 		stay = append(stay, r)
 	}
 	return stay, leaving
+}
+
+// leave closes a replica that is let go. mu must be held.
+func (d *discovery) leave(r *replica) {
+	r.left.Store(true)
+	d.leaving = append(d.leaving, r)
+	d.done.Go(func() {
+		r.close()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.leaving = slices.DeleteFunc(slices.Clone(d.leaving), func(other *replica) bool { return other == r })
+		d.left.add(r.pool.Stat())
+	})
 }
 
 // lastOf returns the index of a host's last replica in list.
@@ -409,6 +423,20 @@ func (rs *replicas) close() {
 	}
 	closing.Wait()
 	d.done.Wait()
+}
+
+// stat adds the statistics of the replicas to s.
+func (rs *replicas) stat(s *Stat) {
+	rs.discovery.mu.Lock()
+	defer rs.discovery.mu.Unlock()
+
+	for _, r := range rs.inUse() {
+		s.replicas = append(s.replicas, replicaStat{r.region, r.health.good(), r.pool.Stat()})
+	}
+	for _, r := range rs.discovery.leaving {
+		s.leaving = append(s.leaving, r.pool.Stat())
+	}
+	s.left = rs.discovery.left
 }
 
 // appendFailures appends the latest failures to reach replicas, and to look up the hosts of those that stay nevertheless.

@@ -163,8 +163,8 @@ func (p *Pool) Replica() *pgxpool.Pool {
 	return p.replicas.first().pool
 }
 
-// ReplicaIn returns the pool of a region's replica, or the primary's pool if the Pool does not read from that region.
-// Statements on it do not wait for any write.
+// ReplicaIn returns the pool of a replica in a region, or the primary's pool if the Pool does not read from that region. Of
+// several replicas it is the first of [Pool.Replicas] that can be reached. Statements on it do not wait for any write.
 func (p *Pool) ReplicaIn(region string) *pgxpool.Pool {
 	if p.replicas == nil {
 		return p.primary.pool
@@ -347,9 +347,7 @@ func (p *Pool) Reset() {
 func (p *Pool) Stat() *Stat {
 	s := &Stat{primary: p.primary.pool.Stat()}
 	if p.replicas != nil {
-		for _, r := range p.replicas.inUse() {
-			s.replicas = append(s.replicas, regionStat{r.region, r.pool.Stat()})
-		}
+		p.replicas.stat(s)
 		s.statements = p.telemetry.counts.list()
 		s.failures = p.primary.connects.appendTo(nil, targetPrimary, p.config.PrimaryRegion)
 		s.failures = p.replicas.appendFailures(s.failures)

@@ -135,8 +135,7 @@ func (d *discovery) leaveRegions(f *regionFinder, absent, present []string) {
 				stay = append(stay, r)
 				continue
 			}
-			r.left.Store(true)
-			d.done.Go(r.close)
+			d.leave(r)
 		}
 		d.set.store(stay)
 	}

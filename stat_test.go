@@ -111,3 +111,57 @@ func TestStatOfOneRegion(t *testing.T) {
 		t.Errorf("%d acquires, replicas %v and %v", stat.AcquireCount(), stat.Replica("nrt"), stat.Replica("ord"))
 	}
 }
+
+// TestStatOfReplicasThatLeave has one of two replicas in a region leave while a connection to it is in use.
+func TestStatOfReplicasThatLeave(t *testing.T) {
+	cluster := sharedCluster(t)
+	names := namesFor(cluster, "ord", "syd")
+	pool := poolIn(t, cluster, "ord", names.into, often)
+	ctx := t.Context()
+	readOn(t, cluster, pool, "ord", "syd")
+	leaves, stays := pool.replicas.list()[0], pool.replicas.list()[1]
+	conn, err := leaves.pool.Acquire(ctx)
+	noError(t, err)
+	defer conn.Release()
+
+	// checkSums checks that no cumulative count has fallen.
+	checkSums := func(last *Stat) *Stat {
+		t.Helper()
+		stat := pool.Stat()
+		for _, counter := range []string{
+			"AcquireCount", "AcquireDuration", "CanceledAcquireCount", "EmptyAcquireCount", "EmptyAcquireWaitTime",
+			"MaxIdleDestroyCount", "MaxLifetimeDestroyCount", "NewConnsCount",
+		} {
+			if before, now := statNumber(last, counter), statNumber(stat, counter); now < before {
+				t.Fatalf("%s has fallen from %d to %d", counter, before, now)
+			}
+		}
+		return stat
+	}
+	last := pool.Stat()
+	names.lead(ordName, cluster, "syd")
+	eventually(t, "the replica has left", func() bool {
+		_ = execs(ctx, pool, "select 1")
+		last = checkSums(last)
+		return len(found(pool)) == 1
+	})
+	if last.AcquiredConns() == 0 {
+		t.Error("the connection in use does not count")
+	}
+	conn.Release()
+	eventually(t, "its pool is closed", func() bool {
+		last = checkSums(last)
+		return last.AcquiredConns() == 0
+	})
+	eventually(t, "its counts are kept", func() bool { return len(checkSums(last).leaving) == 0 })
+
+	if got, want := pool.Stat().Replica("ord").AcquireCount(), stays.pool.Stat().AcquireCount(); got != want {
+		t.Errorf("%d acquires in ord, want %d of the replica that stays", got, want)
+	}
+	names.lead(ordName, cluster, "syd", "ord")
+	readOn(t, cluster, pool, "ord", "syd")
+	stays.health.doubt()
+	if got, want := pool.Stat().Replica("ord").AcquireCount(), pool.ReplicaIn("ord").Stat().AcquireCount(); got != want || pool.ReplicaIn("ord") == stays.pool {
+		t.Errorf("%d acquires, want %d of the replica that can be reached", got, want)
+	}
+}

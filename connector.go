@@ -218,7 +218,7 @@ func ConnConfig(connString, region string) (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := c.replicaConfig(region)
+	config, _, err := c.replicaConfig(region)
 	if err != nil {
 		return nil, pgconn.NewParseConfigError(connString, "wrong setting", err)
 	}
@@ -243,8 +243,9 @@ func (c *Config) primaryConfig() (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// replicaConfig returns the configuration of a replica's pool, without what the pool adds to it.
-func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
+// replicaConfig returns the configuration of a replica's pool, without what the pool adds to it, and the target_session_attrs
+// of a connection string in ReplicaConnStrings.
+func (c *Config) replicaConfig(region string) (_ *pgxpool.Config, attrs string, err error) {
 	config := c.Config.Copy()
 	c.nameApp(config)
 	conn := config.ConnConfig
@@ -255,30 +256,30 @@ func (c *Config) replicaConfig(region string) (*pgxpool.Config, error) {
 	connString, named := c.ReplicaConnStrings[region]
 	if !named {
 		if _, err := pointAtReplica(&conn.Config, region); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		explainLookups(&conn.Config, &c.ConnConfig.Config, region, c.originOf(region))
-		return config, nil
+		return config, attrs, nil
 	}
 
 	other, err := pgxpool.ParseConfig(connString)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	for name := range other.ConnConfig.RuntimeParams {
 		if isSetting(name) {
-			return nil, fmt.Errorf("setting %s belongs in the pool's own connection string", name)
+			return nil, "", fmt.Errorf("setting %s belongs in the pool's own connection string", name)
 		}
 	}
 	conn.Host, conn.Port, conn.Fallbacks = other.ConnConfig.Host, other.ConnConfig.Port, other.ConnConfig.Fallbacks
 	conn.TLSConfig, conn.SSLNegotiation = other.ConnConfig.TLSConfig, other.ConnConfig.SSLNegotiation
-	switch attrs := sessionAttrs(other.ConnConfig.ValidateConnect); attrs {
+	switch attrs = sessionAttrs(other.ConnConfig.ValidateConnect); attrs {
 	case "standby", "prefer-standby":
 		conn.ValidateConnect = validateBoth(conn.ValidateConnect, other.ConnConfig.ValidateConnect)
 	}
 	conn.Database, conn.User, conn.Password = other.ConnConfig.Database, other.ConnConfig.User, other.ConnConfig.Password
 	maps.Copy(conn.RuntimeParams, other.ConnConfig.RuntimeParams)
-	return config, nil
+	return config, attrs, nil
 }
 
 // replicaHostsConfig returns the configuration of connections to the ReplicaHosts: those to the first host of the connection

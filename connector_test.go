@@ -698,16 +698,23 @@ func TestReplicaConnStrings(t *testing.T) {
 	}
 }
 
-// Each host of a connection string is a replica, but those that are no standbys only if the connection string allows them.
+// Each host of a connection string is a replica, but those that are no standbys only if the connection string allows them. An app's
+// own ValidateConnect changes nothing in that.
 func TestReplicaConnStringsOfStandbys(t *testing.T) {
 	cluster := sharedCluster(t)
-	for attrs, want := range map[string][]string{"any": {"nrt", "ord"}, "primary": {"nrt", "ord"}, "standby": {"ord"}, "prefer-standby": {"ord"}} {
+	for attrs, want := range map[string][]string{
+		"any": {"nrt", "ord"}, "primary": {"nrt", "ord"}, "standby": {"ord"}, "prefer-standby": {"ord"}, "prefer-standby&validate": {"ord"},
+	} {
+		attrs, validate := strings.CutSuffix(attrs, "&validate")
 		config, err := ParseConfig(cluster.Server("nrt").ConnString() + "&fly_region=ord&fly_primary_region=nrt&target_session_attrs=read-write")
 		if err != nil {
 			t.Fatal(err)
 		}
 		config.ReplicaConnStrings = map[string]string{"ord": fmt.Sprintf("postgres://postgres:postgres@%s,%s/postgres?sslmode=disable&target_session_attrs=%s",
 			cluster.Server("nrt").Addr(), cluster.Server("ord").Addr(), attrs)}
+		if validate {
+			config.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return nil }
+		}
 		pool, err := NewPoolWithConfig(t.Context(), config)
 		if err != nil {
 			t.Fatal(err)

@@ -44,8 +44,9 @@ type lookups struct {
 	failing  bool // the latest one has failed; the discovery's mu guards this
 }
 
-// hostsOf returns the hosts that config tries, each with the attempts that are made to connect to it.
-func hostsOf(region string, config *pgxpool.Config) []*replicaHost {
+// hostsOf returns the hosts that config tries, each with the attempts that are made to connect to it. attrs is the
+// target_session_attrs that they were given with.
+func hostsOf(region string, config *pgxpool.Config, attrs string) []*replicaHost {
 	attempts := connectAttempts(&config.ConnConfig.Config)
 	var hosts []*replicaHost
 	for _, a := range attempts {
@@ -56,7 +57,7 @@ func hostsOf(region string, config *pgxpool.Config) []*replicaHost {
 			region: region, name: a.Host, port: a.Port, config: config.Copy(),
 			literal:        isLiteral(a.Host),
 			reserve:        strings.HasPrefix(a.Host, nearestOf),
-			prefersStandby: sessionAttrs(config.ConnConfig.ValidateConnect) == "prefer-standby" && len(attempts) > 1,
+			prefersStandby: attrs == "prefer-standby" && len(attempts) > 1,
 			looking:        make(chan struct{}, 1),
 		}
 		if h.reserve {

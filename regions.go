@@ -193,15 +193,15 @@ func (c *Config) hostsToRead(regions []string) (hosts []*replicaHost, err error)
 		}
 	}()
 	if len(c.ReplicaHosts) > 0 {
-		return hostsOf(c.Region, c.replicaHostsConfig()), nil
+		return hostsOf(c.Region, c.replicaHostsConfig(), ""), nil
 	}
 	var reserves []*replicaHost
 	for _, region := range regions {
-		config, err := c.replicaConfig(region)
+		config, attrs, err := c.replicaConfig(region)
 		if err != nil {
 			return nil, fmt.Errorf("invalid %s: %w", c.settingOf(region), err)
 		}
-		for _, h := range hostsOf(region, config) {
+		for _, h := range hostsOf(region, config, attrs) {
 			switch {
 			case h.reserve && region == c.PrimaryRegion:
 				// The nearest replica of all is no nearer than the primary.

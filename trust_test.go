@@ -354,10 +354,9 @@ func TestStandbyOfAnotherCluster(t *testing.T) {
 	}
 	noError(t, other.Server("ord").WaitReplayed(ctx))
 	here, there := cluster.From("ord"), other.From("ord")
-	astray := true
 	pool := poolIn(t, cluster, "ord", impatient, as("app"), func(c *Config) {
 		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if _, port, _ := net.SplitHostPort(addr); port == "5433" && astray {
+			if _, port, _ := net.SplitHostPort(addr); port == "5433" {
 				return there.DialContext(ctx, network, addr)
 			}
 			return here.DialContext(ctx, network, addr)
@@ -372,7 +371,6 @@ func TestStandbyOfAnotherCluster(t *testing.T) {
 		t.Error(got)
 	}
 	pool.Close()
-	astray = false
 	pool = poolIn(t, cluster, "ord", impatient, as("app"))
 	neverStale(t, "at home", pool, name, nil)
 	awaitReplica(t, ctx, pool)

@@ -387,6 +387,28 @@ func startBouncer(t testing.TB, cluster *pgcluster.Cluster, region string, setti
 	return bouncer
 }
 
+// Batches through a pooler tell their position in every mode, so that the next reads stay on the replica.
+func TestReadsStayLocalBehindBouncer(t *testing.T) {
+	t.Parallel()
+	cluster := ownCluster(t, nil)
+	name := trustTable(t, cluster)
+	ctx := t.Context()
+	bouncer := startBouncer(t, cluster, "", map[string]string{"pool_mode": "transaction"})
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeSimpleProtocol} {
+		pool := poolIn(t, cluster, "ord", primaryBehind(bouncer), func(c *Config) {
+			c.ConnConfig.DefaultQueryExecMode = mode
+			c.MinReplicaWait, c.MaxReplicaWait = 10*time.Second, 10*time.Second
+		})
+		awaitReplica(t, ctx, pool)
+		for range 10 {
+			noError(t, pool.SendBatch(ctx, batchOf("insert into "+name+" values (1)", "insert into "+name+" values (2)")).Close())
+			if !replicaServes(t, ctx, pool) {
+				t.Errorf("%v: the primary serves the read behind a batch", mode)
+			}
+		}
+	}
+}
+
 // leadTo makes a pool dial an address of the machine's own without the cluster's network.
 func leadTo(c *Config, addr string) {
 	dial := c.ConnConfig.DialFunc

@@ -77,14 +77,18 @@ func (g *randomGenerator) endTx() *randomOp {
 	if outer {
 		delete(g.opened, randomPlace{onTx, slot})
 	}
-	halts := g.one(2)
-	return &randomOp{text: fmt.Sprintf("tx%d ends, commit=%v outermost=%v replay halts=%v %s", slot, commit, outer, halts, under), run: func(m *randomMachine) {
+	halts, writes := g.one(2), g.one(2)
+	return &randomOp{text: fmt.Sprintf("tx%d ends, commit=%v outermost=%v replay halts=%v writes=%v %s", slot, commit, outer, halts, writes, under), run: func(m *randomMachine) {
 		tx := m.txs[slot]
 		if tx == nil {
 			return
 		}
 		if halts {
 			m.halt()
+		}
+		if writes && !tx.reads {
+			tag, err := tx.inner().Exec(m.ctx, "insert into log (what) values ('at the end')")
+			m.note("exec", tag, err)
 		}
 		ending := tx.inner()
 		if outer {

@@ -171,6 +171,27 @@ func TestWaitReplayedOverFailover(t *testing.T) {
 	}
 }
 
+// A read whose limit runs out before the watcher has answered looks itself, as the watcher may be late because this process
+// is busy. Here the watcher does not get its connection at all.
+func TestReadLooksWhereTheWatcherIsLate(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	ctx := t.Context()
+	pool := poolIn(t, cluster, "ord", waits(50*time.Millisecond, 10*time.Second))
+	awaitReplica(t, ctx, pool)
+	tracker := pool.replicas.list[0].tracker
+	watchers, err := tracker.conns.Acquire(ctx)
+	noError(t, err)
+	defer watchers.Release()
+	for id := range 3 {
+		noError(t, execs(ctx, pool, insertText(name, id)))
+		noError(t, cluster.Server("ord").WaitReplayed(ctx))
+		if !replicaServes(t, ctx, pool) {
+			t.Error("the primary serves although the replica has replayed everything")
+		}
+	}
+}
+
 // TestMissEndsWithTheLag has a read wait in vain while the watcher cannot connect. The wait keeps other reads away no longer
 // than the replica is behind: one of them asks the replica.
 func TestMissEndsWithTheLag(t *testing.T) {

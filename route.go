@@ -165,9 +165,12 @@ func (r *router) routeTx(ctx context.Context, options pgx.TxOptions) route {
 }
 
 // leavesReplica returns why a transaction on a replica has to move to the primary for its first statement, "" if it has
-// not. Settings, savepoints, cursors and the like are no reason, as they end with the transaction.
-func (r *router) leavesReplica(sql string, args []any) reason {
-	s := r.statements.inspect(sql)
+// not. Settings, savepoints, cursors and the like are no reason, as they end with the transaction. If only the catalog can
+// tell, the route gets the statement as undecided.
+func (r *router) leavesReplica(rt *route, sql string, args []any) reason {
+	answers := r.statements.catalog.answers.Load()
+	text := r.statements.resolve(sql)
+	s := r.statements.inspectSQL(text, answers)
 	switch {
 	case s.Hint == sqltext.HintReplica:
 		return ""
@@ -177,6 +180,8 @@ func (r *router) leavesReplica(sql string, args []any) reason {
 		return becauseWrite
 	case r.refuses(&route{}, sql):
 		return becauseRefused
+	case !answers.decides(s):
+		rt.undecided = append(rt.undecided, text)
 	}
 	return ""
 }

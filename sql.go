@@ -346,7 +346,7 @@ func runInTx[T any](ctx context.Context, tx *sqlTx, query string, args []driver.
 		return run(ctx, tx.on)
 	}
 	onConn := func() (T, error) { return run(ctx, tx.on) }
-	return runFirst(ctx, tx.conn.router, &tx.route, tx.on.Conn(), query, valuesOf(args), onConn, tx.move)
+	return runFirst(ctx, &tx.replica, &tx.route, query, valuesOf(args), onConn, tx.move)
 }
 
 // move begins the transaction anew on the primary.

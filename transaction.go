@@ -35,18 +35,19 @@ func inTx[T any](ctx context.Context, tx *replicaTx, sql string, args []any, run
 	if ctx.Err() != nil || !tx.takeFirst() {
 		return run()
 	}
-	return runFirst(ctx, tx.reads.router, &tx.route, tx.Tx.Conn(), sql, args, run, func(why reason) error { return tx.move(ctx, why) })
+	return runFirst(ctx, &tx.replicaRead, &tx.route, sql, args, run, func(why reason) error { return tx.move(ctx, why) })
 }
 
 // runFirst runs the first statement of a transaction that was begun on a replica. If the statement belongs to the primary, or
 // the replica cannot run it, move begins the transaction anew there, and run runs the statement in that one.
-func runFirst[T any](ctx context.Context, r *router, rt *route, replica *pgx.Conn, sql string, args []any, run func() (T, error), move func(reason) error) (result T, err error) {
-	why := r.leavesReplica(sql, args)
+func runFirst[C pooledConn, T any](ctx context.Context, read *replicaRead[C], rt *route, sql string, args []any, run func() (T, error), move func(reason) error) (result T, err error) {
+	why := leavesReplica(ctx, read, rt, &pgx.QueuedQuery{SQL: sql, Arguments: args})
 	if why == "" {
+		conn := read.conn.Conn()
 		if result, err = run(); err == nil || consumable(args) {
 			return result, err
 		}
-		if why = r.fallbackReason(ctx, rt, replica, sql, err); why == "" {
+		if why = read.reads.router.fallbackReason(ctx, rt, conn, sql, err); why == "" {
 			return result, err
 		}
 	}
@@ -54,6 +55,21 @@ func runFirst[T any](ctx context.Context, r *router, rt *route, replica *pgx.Con
 		return result, err
 	}
 	return run()
+}
+
+// leavesReplica returns why a transaction on a replica has to move to the primary before its first statements run, "" if it has
+// not. The catalog is asked about functions that are not known: one that writes could act outside of the database before the
+// replica refuses it, and then act again on the primary.
+func leavesReplica[C pooledConn](ctx context.Context, read *replicaRead[C], rt *route, first ...*pgx.QueuedQuery) reason {
+	for _, q := range first {
+		if why := read.reads.router.leavesReplica(rt, q.SQL, q.Arguments); why != "" {
+			return why
+		}
+	}
+	if rt.undecided != nil && !read.reads.decide(ctx, rt, read.replica, read.conn.Conn()) {
+		return rt.why
+	}
+	return ""
 }
 
 // takeFirst reports whether what is about to run is the transaction's first statement and may move.
@@ -114,18 +130,14 @@ func (tx *replicaTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.
 	return r
 }
 
-// SendBatch sends a batch. As a transaction's first it moves if the text of one of its statements says so.
+// SendBatch sends a batch. As a transaction's first it moves if one of its statements belongs to the primary, as far as their
+// SQL and the catalog tell.
 func (tx *replicaTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if ctx.Err() == nil && tx.takeFirst() {
-		for _, q := range b.QueuedQueries {
-			why := tx.reads.router.leavesReplica(q.SQL, q.Arguments)
-			if why == "" {
-				continue
-			}
+		if why := leavesReplica(ctx, &tx.replicaRead, &tx.route, b.QueuedQueries...); why != "" {
 			if err := tx.move(ctx, why); err != nil {
 				return pgx.FailedBatchResults(b, err)
 			}
-			break
 		}
 	}
 	return tx.Tx.SendBatch(ctx, b)

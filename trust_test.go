@@ -354,10 +354,9 @@ func TestStandbyOfAnotherCluster(t *testing.T) {
 	}
 	noError(t, other.Server("ord").WaitReplayed(ctx))
 	here, there := cluster.From("ord"), other.From("ord")
-	astray := true
 	pool := poolIn(t, cluster, "ord", impatient, as("app"), func(c *Config) {
 		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if _, port, _ := net.SplitHostPort(addr); port == "5433" && astray {
+			if _, port, _ := net.SplitHostPort(addr); port == "5433" {
 				return there.DialContext(ctx, network, addr)
 			}
 			return here.DialContext(ctx, network, addr)
@@ -372,7 +371,6 @@ func TestStandbyOfAnotherCluster(t *testing.T) {
 		t.Error(got)
 	}
 	pool.Close()
-	astray = false
 	pool = poolIn(t, cluster, "ord", impatient, as("app"))
 	neverStale(t, "at home", pool, name, nil)
 	awaitReplica(t, ctx, pool)
@@ -387,6 +385,28 @@ func startBouncer(t testing.TB, cluster *pgcluster.Cluster, region string, setti
 	}
 	noError(t, err)
 	return bouncer
+}
+
+// Batches through a pooler tell their position in every mode, so that the next reads stay on the replica.
+func TestReadsStayLocalBehindBouncer(t *testing.T) {
+	t.Parallel()
+	cluster := ownCluster(t, nil)
+	name := trustTable(t, cluster)
+	ctx := t.Context()
+	bouncer := startBouncer(t, cluster, "", map[string]string{"pool_mode": "transaction"})
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeSimpleProtocol} {
+		pool := poolIn(t, cluster, "ord", primaryBehind(bouncer), func(c *Config) {
+			c.ConnConfig.DefaultQueryExecMode = mode
+			c.MinReplicaWait, c.MaxReplicaWait = 10*time.Second, 10*time.Second
+		})
+		awaitReplica(t, ctx, pool)
+		for range 10 {
+			noError(t, pool.SendBatch(ctx, batchOf("insert into "+name+" values (1)", "insert into "+name+" values (2)")).Close())
+			if !replicaServes(t, ctx, pool) {
+				t.Errorf("%v: the primary serves the read behind a batch", mode)
+			}
+		}
+	}
 }
 
 // leadTo makes a pool dial an address of the machine's own without the cluster's network.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -373,6 +374,79 @@ func TestActsOutsideOnce(t *testing.T) {
 			if a, w := count(); a != audited+1 || w != written+1 {
 				t.Errorf("%d rows were written outside, and %d inside", a-audited, w-written)
 			}
+		})
+	}
+}
+
+// In a read-only transaction such a function acts outside once, too, and is then refused as on any server.
+func TestActsOutsideOnceInReadOnlyTx(t *testing.T) {
+	cluster := sharedCluster(t)
+	ctx := t.Context()
+	makeVolatileSchema(t, cluster)
+	if err := cluster.Leader().Exec(ctx, "create extension dblink schema s"); err != nil {
+		t.Skip("LOUDLY: there is no dblink here:", err)
+	}
+	noError(t, cluster.Leader().Exec(ctx, fmt.Sprintf(`create table s.audit (id int);
+		create function s.outside(int) returns int language plpgsql as $$ begin
+			perform s.dblink_exec('%s', 'insert into s.audit values (1)');
+			insert into s.log values ($1);
+			return 1;
+		end $$`, cluster.Leader().ConnString())))
+	noError(t, cluster.Server("ord").WaitReplayed(ctx))
+
+	const text = "select s.outside(1)"
+	inTx := func(run func(pgx.Tx) error) func(*Pool) error {
+		return func(p *Pool) error {
+			tx, err := p.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+			if err != nil {
+				return err
+			}
+			defer tx.Rollback(ctx)
+			return run(tx)
+		}
+	}
+	for name, call := range map[string]func(*Pool) error{
+		"Exec":     inTx(func(tx pgx.Tx) error { _, err := tx.Exec(ctx, text); return err }),
+		"QueryRow": inTx(func(tx pgx.Tx) error { return tx.QueryRow(ctx, text).Scan(new(int)) }),
+		"Query": inTx(func(tx pgx.Tx) error {
+			rows, err := tx.Query(ctx, text)
+			if err != nil {
+				return err
+			}
+			rows.Close()
+			return rows.Err()
+		}),
+		"SendBatch": inTx(func(tx pgx.Tx) error {
+			return tx.SendBatch(ctx, batchOf("select 1", text)).Close()
+		}),
+		"database/sql": func(p *Pool) error {
+			return inDB(p, func(db *sqlDB) error {
+				tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+				if err != nil {
+					return err
+				}
+				defer tx.Rollback()
+				return tx.QueryRowContext(ctx, text).Scan(new(int))
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pool := poolIn(t, cluster, "ord")
+			awaitReplica(t, ctx, pool)
+			pool.router.statements.catalog.expire()
+			audited := func() (n int) {
+				noError(t, pool.Primary().QueryRow(ctx, "select count(*) from s.audit").Scan(&n))
+				return n
+			}
+			before := audited()
+			var pgErr *pgconn.PgError
+			if err := call(pool); !errors.As(err, &pgErr) || pgErr.Code != "25006" {
+				t.Errorf("%v, want 25006", err)
+			}
+			if n := audited() - before; n != 1 {
+				t.Errorf("%d rows were written outside, want 1", n)
+			}
+			unused(t, pool)
 		})
 	}
 }

@@ -62,6 +62,11 @@ func newPool(t *testing.T, change ...func(*flyregion.Config)) *flyregion.Pool {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		// A library may give a connection back a moment after its Close or Stop returned.
+		deadline := time.Now().Add(10 * time.Second)
+		for pool.Stat().AcquiredConns() > 0 && time.Now().Before(deadline) {
+			time.Sleep(time.Millisecond)
+		}
 		if n := pool.Stat().AcquiredConns(); n != 0 {
 			t.Errorf("%d connections are still in use", n)
 		}

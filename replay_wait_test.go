@@ -179,7 +179,7 @@ func TestReadLooksWhereTheWatcherIsLate(t *testing.T) {
 	ctx := t.Context()
 	pool := poolIn(t, cluster, "ord", waits(50*time.Millisecond, 10*time.Second))
 	awaitReplica(t, ctx, pool)
-	tracker := pool.replicas.list[0].tracker
+	tracker := pool.replicas.list()[0].tracker
 	watchers, err := tracker.conns.Acquire(ctx)
 	noError(t, err)
 	defer watchers.Release()

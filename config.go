@@ -19,11 +19,11 @@ type Config struct {
 
 	// Region is where this process runs, such as "ord". The default is fly_region in the connection string, then the
 	// environment variable FLY_REGION, then MY_REGION, which is for processes outside of Fly. When it is empty, or the same
-	// as PrimaryRegion, the pool is one plain pgxpool, unless replicas in this region are configured.
+	// as PrimaryRegion, the pool is one plain pgxpool, unless there are ReplicaHosts or replicas in this region.
 	Region string
 
 	// PrimaryRegion is where the writable server is. The default is fly_primary_region in the connection string, then
-	// the environment's PRIMARY_REGION. When it is empty the pool is one plain pgxpool.
+	// the environment's PRIMARY_REGION. When it is empty the pool is one plain pgxpool, unless there are ReplicaHosts.
 	//
 	// If the two regions lead to no replica and both come from the environment, the pool is one plain pgxpool. If the
 	// connection string or the app has set one of them, NewPoolWithConfig returns an error. It also returns one if Region was

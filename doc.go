@@ -5,8 +5,8 @@
 //	pool, err := flyregion.NewPool(ctx, os.Getenv("DATABASE_URL")) // was pgxpool.New
 //
 // A [Pool] has the methods of [github.com/jackc/pgx/v5/pgxpool.Pool]. Where the process runs, and where the primary is,
-// comes from Fly's environment. Without that environment, and in the primary's region, a Pool is one plain pgxpool.
-// [Pool.Describe] says which servers a pool uses, and why.
+// comes from Fly's environment. Without that environment, and in the primary's region, a Pool is one plain pgxpool unless
+// replicas are configured there. [Pool.Describe] says which servers a pool uses, and why.
 //
 // # How a read knows what it must see
 //

@@ -13,8 +13,8 @@ import (
 )
 
 // Pool is a pool of connections to a primary and to the replicas that reads go to. It has the methods of [pgxpool.Pool].
-// They do what they do there, and also choose the server. Where no region is set, or the region is the primary's, a Pool is
-// one plain pgxpool and adds nothing to it.
+// They do what they do there, and also choose the server. Where no region is set, or the region is the primary's, and no
+// replicas are configured there, a Pool is one plain pgxpool and adds nothing to it.
 //
 // Any read that starts after a write returned sees that write, whichever way the write was made: by a method of the pool,
 // on a connection from [Pool.Acquire], or through [Pool.Primary].

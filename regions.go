@@ -383,13 +383,16 @@ func describe(c *Config, p *primary, rs *replicas) string {
 	default:
 		from = strings.Join(reads, ", else on ")
 	}
+	if c.NoFallback {
+		from += " only"
+	}
 	return "reads on " + from + ", writes on " + addresses(&p.pool.Config().ConnConfig.Config)
 }
 
 // describe says for each region which hosts reads go to, how many replicas were found there, and whether one of them has
-// turned out to be none. Fly's nearest Machine of all is left out: it is for a region without one.
+// turned out to be none. Those of weight 0 are left out, and Fly's nearest Machine of all, which is for a region without one.
 func (rs *replicas) describe() (regions []string) {
-	list := slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve })
+	list := slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve || r.host.weight == 0 })
 	for len(list) > 0 {
 		rest := slices.IndexFunc(list, func(r *replica) bool { return r.region != list[0].region })
 		if rest < 0 {

@@ -53,6 +53,12 @@ func TestDescribe(t *testing.T) {
 		{name: "in turn", env: inOrd, connString: onFly + "&fly_replica_regions=ord,syd,lax&fly_balance=round_robin",
 			want: "reads on ord.app.internal:5433 (replica in ord), syd.app.internal:5433 (replica in syd) and " +
 				"lax.app.internal:5433 (replica in lax) in turn, writes on nrt.app.internal:5432"},
+		{name: "by weight", env: inOrd, connString: onFly + "&fly_replica_regions=ord,syd,lax&fly_balance=weighted",
+			change: func(c *Config) { c.ReplicaWeights = map[string]int{"syd": 0, "lax": 2} },
+			want: "reads on ord.app.internal:5433 (replica in ord) and lax.app.internal:5433 (replica in lax) in turn by weight, " +
+				"writes on nrt.app.internal:5432"},
+		{name: "no fallback", env: inOrd, connString: onFly + "&fly_fallback=false",
+			want: "reads on ord.app.internal:5433 (replica in ord) only, writes on nrt.app.internal:5432"},
 		{name: "balance of one", env: inOrd, connString: onFly + "&fly_balance=random",
 			want: "reads on ord.app.internal:5433 (replica in ord), writes on nrt.app.internal:5432"},
 

@@ -33,6 +33,7 @@ const (
 	primaryRefuses                   // it is read-only for a while
 	replicaBreaks                    // connections to a replica end, or replay ends what runs on it
 	replicaForgets                   // a replica may come back older than it was
+	replicasChange                   // one may be let go, or be read from anew
 	writesAreLost                    // writes that have returned may never have been
 )
 
@@ -341,9 +342,10 @@ func seenBy(p *process, u *user) (*witness, string) {
 	return &p.witness, "the process in " + p.region
 }
 
-// unchecked reports whether a read says nothing: the path waits for the replica, and then reads from what may be older.
+// unchecked reports whether a read says nothing: the path waits for the replicas, and then reads from one that may be older, or
+// that was out of reach before.
 func unchecked(flaws flaws, name string) bool {
-	return flaws&writesAreLost != 0 || flaws&replicaForgets != 0 && name == "wait replayed"
+	return flaws&writesAreLost != 0 || flaws&(replicaBreaks|replicaForgets|replicasChange) != 0 && name == "wait replayed"
 }
 
 func (h *history) readEntries(p *process, u *user, r *rand.Rand) {

@@ -21,35 +21,35 @@ type fault struct {
 	name   string
 	breaks flaws
 	alone  bool // it cannot stand another fault beside it
-	// begin makes it go wrong, for the process or the replica in a region, and returns what heals it.
-	begin func(n *nemesis, region string) (heal func())
+	// begin makes it go wrong, for a replica or for the processes in its region, and returns what heals it.
+	begin func(n *nemesis, name string) (heal func())
 }
 
 func nothing() {}
 
 // onLink is a fault of the path from the apps in a region to a server. A link that is stalled is so alone, as it keeps
 // those from ending whom other faults wait for.
-func onLink(name string, breaks flaws, to func(region string) string, begin func(*pgcluster.Link)) fault {
-	return fault{name, breaks, strings.HasSuffix(name, "stalled"), func(n *nemesis, region string) func() {
-		link := n.cluster.Link(region, to(region))
+func onLink(what string, breaks flaws, to func(name string) string, begin func(*pgcluster.Link)) fault {
+	return fault{what, breaks, strings.HasSuffix(what, "stalled"), func(n *nemesis, name string) func() {
+		link := n.cluster.Link(n.region(name), to(name))
 		begin(link)
 		return link.Restore
 	}}
 }
 
-func toPrimary(string) string        { return "nrt" }
-func toReplica(region string) string { return region }
+func toPrimary(string) string      { return "nrt" }
+func toReplica(name string) string { return name }
 
 // altered is a fault of a server that has another setting.
-func altered(name string, breaks flaws, setting string, in func(region string) string) fault {
-	return fault{name, breaks, false, func(n *nemesis, region string) func() {
-		return n.alter(n.cluster.Server(in(region)), setting)
+func altered(what string, breaks flaws, setting string, in func(name string) string) fault {
+	return fault{what, breaks, false, func(n *nemesis, name string) func() {
+		return n.alter(n.cluster.Server(in(name)), setting)
 	}}
 }
 
 var faults = []fault{
-	{"replay paused", 0, false, func(n *nemesis, region string) func() {
-		s := n.cluster.Server(region)
+	{"replay paused", 0, false, func(n *nemesis, name string) func() {
+		s := n.cluster.Server(name)
 		n.must(s.PauseReplay(n.ctx))
 		return func() { n.must(s.ResumeReplay(n.ctx)) }
 	}},
@@ -63,36 +63,38 @@ var faults = []fault{
 	}),
 	onLink("link to the replica cut", replicaBreaks, toReplica, (*pgcluster.Link).Cut),
 	onLink("link to the replica stalled", 0, toReplica, (*pgcluster.Link).Stall),
-	{"primary far", 0, false, func(n *nemesis, region string) func() {
+	{"primary far", 0, false, func(n *nemesis, name string) func() {
+		region := n.region(name)
 		n.cluster.SetLatency(region, "nrt", time.Duration(20+n.r.IntN(100))*time.Millisecond)
 		return func() { n.cluster.SetLatency(region, "nrt", 0) }
 	}},
-	{"replica far", 0, false, func(n *nemesis, region string) func() {
+	{"replica far", 0, false, func(n *nemesis, name string) func() {
+		region := n.region(name)
 		n.cluster.SetLatency(region, region, time.Duration(1+n.r.IntN(50))*time.Millisecond)
 		return func() { n.cluster.SetLatency(region, region, 0) }
 	}},
-	{"streaming cut", 0, false, func(n *nemesis, region string) func() {
-		n.cluster.Replication(region).Cut()
-		return n.cluster.Replication(region).Restore
+	{"streaming cut", 0, false, func(n *nemesis, name string) func() {
+		n.cluster.Replication(name).Cut()
+		return n.cluster.Replication(name).Restore
 	}},
-	{"streaming stalled", 0, false, func(n *nemesis, region string) func() {
-		n.cluster.Replication(region).Stall()
-		return n.cluster.Replication(region).Restore
+	{"streaming stalled", 0, false, func(n *nemesis, name string) func() {
+		n.cluster.Replication(name).Stall()
+		return n.cluster.Replication(name).Restore
 	}},
-	{"replica crashed", replicaBreaks | replicaForgets, false, func(n *nemesis, region string) func() {
-		n.must(n.cluster.Server(region).Crash(n.ctx))
+	{"replica crashed", replicaBreaks | replicaForgets, false, func(n *nemesis, name string) func() {
+		n.must(n.cluster.Server(name).Crash(n.ctx))
 		return nothing
 	}},
-	{"replica killed", replicaBreaks | replicaForgets, false, func(n *nemesis, region string) func() {
-		n.must(n.cluster.Server(region).Kill())
-		return func() { n.must(n.cluster.Server(region).Start(n.ctx)) }
+	{"replica killed", replicaBreaks | replicaForgets, false, func(n *nemesis, name string) func() {
+		n.must(n.cluster.Server(name).Kill())
+		return func() { n.must(n.cluster.Server(name).Start(n.ctx)) }
 	}},
-	{"replica restarted", replicaBreaks | replicaForgets, false, func(n *nemesis, region string) func() {
-		n.must(n.cluster.Server(region).Restart(n.ctx))
+	{"replica restarted", replicaBreaks | replicaForgets, false, func(n *nemesis, name string) func() {
+		n.must(n.cluster.Server(name).Restart(n.ctx))
 		return nothing
 	}},
-	{"replica comes back older", replicaBreaks | replicaForgets, true, func(n *nemesis, region string) func() {
-		s, streaming := n.cluster.Server(region), n.cluster.Replication(region)
+	{"replica comes back older", replicaBreaks | replicaForgets, true, func(n *nemesis, name string) func() {
+		s, streaming := n.cluster.Server(name), n.cluster.Replication(name)
 		reset := n.alter(s, "recovery_min_apply_delay = '1h'")
 		streaming.Cut()
 		n.must(s.Crash(n.ctx))
@@ -101,8 +103,8 @@ var faults = []fault{
 			streaming.Restore()
 		}
 	}},
-	{"replica killed in the midst of its replay", replicaBreaks | replicaForgets, true, func(n *nemesis, region string) func() {
-		s, streaming := n.cluster.Server(region), n.cluster.Replication(region)
+	{"replica killed in the midst of its replay", replicaBreaks | replicaForgets, true, func(n *nemesis, name string) func() {
+		s, streaming := n.cluster.Server(name), n.cluster.Replication(name)
 		n.must(s.DelayReplay(n.ctx, time.Hour))
 		n.pause(20*time.Millisecond, 100*time.Millisecond)
 		streaming.Cut()
@@ -113,17 +115,21 @@ var faults = []fault{
 			streaming.Restore()
 		}
 	}},
-	{"replica promoted by mistake", replicaBreaks | replicaForgets, true, func(n *nemesis, region string) func() {
-		n.must(n.cluster.Server(region).Secede(n.ctx))
-		return func() { n.rebuild(region) }
+	{"replica promoted by mistake", replicaBreaks | replicaForgets, true, func(n *nemesis, name string) func() {
+		n.must(n.cluster.Server(name).Secede(n.ctx))
+		return func() { n.rebuild(name) }
 	}},
-	{"replica of a replica", 0, false, func(n *nemesis, region string) func() {
-		s, other := n.cluster.Server(region), map[string]string{"ord": "syd", "syd": "ord"}[region]
+	{"replica of a replica", 0, false, func(n *nemesis, name string) func() {
+		s, other := n.cluster.Server(name), map[string]string{"ord": "syd", "syd": "ord", "ord-2": "ord"}[name]
 		n.must(s.Follow(other))
 		return func() { n.must(s.Follow("")) }
 	}},
-	{"replica's connections ended", replicaBreaks, false, func(n *nemesis, region string) func() {
-		n.must(n.cluster.Server(region).Exec(n.ctx, endConnections))
+	{"replica out of DNS", replicasChange, false, func(n *nemesis, name string) func() {
+		n.cluster.Server(name).Unlist()
+		return n.cluster.Server(name).List
+	}},
+	{"replica's connections ended", replicaBreaks, false, func(n *nemesis, name string) func() {
+		n.must(n.cluster.Server(name).Exec(n.ctx, endConnections))
 		return nothing
 	}},
 	{"replay ends reads", replicaBreaks, false, (*nemesis).conflict},
@@ -196,6 +202,7 @@ var faults = []fault{
 			stop()
 			n.rebuild("nrt")
 			n.rebuild("syd")
+			n.rebuild("ord-2")
 			n.promote("nrt")
 		}
 	}},
@@ -213,7 +220,7 @@ type nemesis struct {
 	ctx     context.Context
 	cluster *pgcluster.Cluster
 	r       *rand.Rand
-	backups map[string]*pgcluster.Backup // of the servers when the round began, by region
+	backups map[string]*pgcluster.Backup // of the servers when the round began, by name
 }
 
 func (n *nemesis) must(err error) {
@@ -221,6 +228,20 @@ func (n *nemesis) must(err error) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// region returns the region of a server.
+func (n *nemesis) region(name string) string { return n.cluster.Server(name).Region() }
+
+// anyReplica returns the name of a server in a region.
+func (n *nemesis) anyReplica(region string) string {
+	var names []string
+	for _, s := range n.cluster.Servers() {
+		if s.Region() == region {
+			names = append(names, s.Name())
+		}
+	}
+	return names[n.r.IntN(len(names))]
 }
 
 func (n *nemesis) pause(least, most time.Duration) {
@@ -252,10 +273,10 @@ func (n *nemesis) rage() {
 
 	var heals []func()
 	for _, f := range now {
-		region := n.processes[n.r.IntN(len(n.processes))].region
+		name := n.anyReplica(n.processes[n.r.IntN(len(n.processes))].region)
 		n.flaws.Or(uint32(f.breaks))
-		n.now.Store(strings.TrimPrefix(fmt.Sprintf("%s, %s for %s", n.now.Load(), f.name, region), healthy+", "))
-		heals = append(heals, f.begin(n, region))
+		n.now.Store(strings.TrimPrefix(fmt.Sprintf("%s, %s for %s", n.now.Load(), f.name, name), healthy+", "))
+		heals = append(heals, f.begin(n, name))
 		n.mu.Lock()
 		n.faults[f.name]++
 		n.mu.Unlock()
@@ -305,9 +326,12 @@ func (n *nemesis) serves(p *process) {
 	pools := []interface {
 		AcquireAllIdle(context.Context) []*pgxpool.Conn
 	}{p.pool.Primary()}
-	for _, r := range p.pool.replicas.list() {
+	for _, r := range p.pool.replicas.inUse() {
 		pools = append(pools, r.pool)
 		n.await(p, "the watcher reaches the replica in "+r.region, func(ctx context.Context) error {
+			if r.left.Load() {
+				return nil
+			}
 			_, err := r.tracker.observe(ctx, 0)
 			return err
 		})
@@ -367,7 +391,7 @@ func (n *nemesis) state() string {
 			"else 'a primary in ' || pg_walfile_name(pg_current_wal_lsn()) end, "+
 			"'read only: ' || current_setting('default_transaction_read_only'), 'sessions: ' || (select count(*) from pg_stat_activity))", &says)
 		cancel()
-		fmt.Fprintf(&b, "  %s: leader: %v, running: %v, %s, %v\n", s.Region(), s == n.cluster.Leader(), s.Running(), says, err)
+		fmt.Fprintf(&b, "  %s: leader: %v, running: %v, %s, %v\n", s.Name(), s == n.cluster.Leader(), s.Running(), says, err)
 		tail(s.Log())
 	}
 	for _, p := range n.processes {
@@ -399,15 +423,15 @@ func (n *nemesis) alter(s *pgcluster.Server, setting string) (reset func()) {
 }
 
 // conflict has the primary do what replay cannot do while somebody reads, and the replica not wait for those.
-func (n *nemesis) conflict(region string) (heal func()) {
-	reset := n.alter(n.cluster.Server(region), "max_standby_streaming_delay = 0")
+func (n *nemesis) conflict(name string) (heal func()) {
+	reset := n.alter(n.cluster.Server(name), "max_standby_streaming_delay = 0")
 	ctx, stop := context.WithCancel(n.ctx)
 	var wg sync.WaitGroup
 	for _, p := range n.processes {
 		for range 4 {
 			own := rand.New(rand.NewPCG(n.r.Uint64(), 0))
 			wg.Go(func() {
-				for ctx.Err() == nil && p.region == region {
+				for ctx.Err() == nil && p.region == n.region(name) {
 					n.readSlowly(p, own)
 				}
 			})
@@ -516,10 +540,10 @@ func (n *nemesis) grow(region string) (stop func()) {
 }
 
 // rebuild puts a server back to where it was when the round began, from where it follows the primary.
-func (n *nemesis) rebuild(region string) {
-	s := n.cluster.Server(region)
+func (n *nemesis) rebuild(name string) {
+	s := n.cluster.Server(name)
 	n.must(s.Follow(""))
-	n.must(s.Restore(n.ctx, n.backups[region]))
+	n.must(s.Restore(n.ctx, n.backups[name]))
 	n.must(s.WaitReplayed(n.ctx))
 }
 

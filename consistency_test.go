@@ -18,7 +18,7 @@ import (
 )
 
 // TestConsistency lets two processes and the users that they share write and read in every way, all at once, while
-// replay, servers, links and contexts fail around them, one way after the other. Every read must show all writes of its
+// replay, servers, links, names and contexts fail around them, one way after the other. Every read must show all writes of its
 // process, or of its user, that had returned before it began. No write may be done twice. Errors are for those alone that
 // a fault keeps from the only server that could serve them, and for no longer than that.
 //
@@ -77,7 +77,7 @@ const leastFaults = 3
 func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end loss) {
 	began := time.Now()
 	cluster, err := pgcluster.Start(t.Context(), pgcluster.Config{
-		Replicas: []string{"ord", "syd"},
+		Replicas: []string{"ord", "syd", "ord"},
 		Parameters: map[string]string{
 			"max_prepared_transactions": "100",
 			// A server does not get up from a crash before those have gone who began to connect and did not go on.
@@ -115,8 +115,8 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 	history := &history{t: t, tally: tally, users: []*user{{}, {}, {}, {}}}
 	history.now.Store(healthy)
 	backups := map[string]*pgcluster.Backup{}
-	for _, region := range []string{"nrt", "ord", "syd"} {
-		backups[region] = backupOf(t, cluster.Server(region))
+	for _, s := range cluster.Servers() {
+		backups[s.Name()] = backupOf(t, s)
 	}
 
 	modes := []pgx.QueryExecMode{
@@ -135,10 +135,14 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 			c.MaxConns = 40
 			c.MaxReplicaWait = 5 * time.Second
 			c.Telemetry = Telemetry{MeterProvider: recording.meters}
+			c.Balance = balances[r.IntN(len(balances))]
+			if r.IntN(3) > 0 {
+				c.DiscoveryInterval = 50 * time.Millisecond
+			}
 			change(c)
 		})
-		t.Logf("%s: %s, reads from %v, awaits writes: %v, commits asynchronously: %v", p, p.pool.config.ConnConfig.DefaultQueryExecMode,
-			p.pool.config.ReplicaRegions, p.pool.config.AwaitWrites, p.async)
+		t.Logf("%s: %s, reads from %v, %s, awaits writes: %v, commits asynchronously: %v", p, p.pool.config.ConnConfig.DefaultQueryExecMode,
+			p.pool.config.ReplicaRegions, p.pool.config.Balance, p.pool.config.AwaitWrites, p.async)
 		history.processes = append(history.processes, p)
 		recordings = append(recordings, recording)
 	}
@@ -148,8 +152,8 @@ func round(t *testing.T, tally *tally, r *rand.Rand, duration time.Duration, end
 		c.MaxReplicaWait = 500 * time.Millisecond
 		c.AwaitWrites = r.IntN(4) == 0
 		c.ConnConfig.DefaultQueryExecMode = modes[r.IntN(len(modes))]
-		if r.IntN(4) == 0 {
-			c.ReplicaRegions, c.Balance = []string{"syd", "ord"}, BalanceRoundRobin
+		if r.IntN(2) == 0 {
+			c.ReplicaRegions = []string{"syd", "ord"}
 		}
 		if syd.async {
 			c.ConnConfig.RuntimeParams["synchronous_commit"] = "off"

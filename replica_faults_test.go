@@ -25,11 +25,11 @@ import (
 // the time, so no write and no read may fail but one whose first row was delivered. Each read shows all that its process has
 // written, and each write is done once.
 //
-// Each thing happens once, to a replica that the seed chooses. In the environment,
+// Each thing happens once, to a replica that the seed chooses, but for one of those that give no error. In the environment,
 //
 //	FLYREGION_FAULTS=10m go test -run TestReplicaFaults -timeout 20m -v .
 //
-// has everything happen to every replica, again and again for as long as one likes. FLYREGION_FAULTS_SEED repeats the choices of
+// has everything happen to every replica, at times to two of them at once, again and again for as long as one likes. FLYREGION_FAULTS_SEED repeats the choices of
 // an earlier run.
 func TestReplicaFaults(t *testing.T) {
 	t.Parallel()
@@ -63,15 +63,25 @@ func TestReplicaFaults(t *testing.T) {
 	}
 	began := time.Now()
 	if duration == 0 {
-		first := r.IntN(len(replicas))
+		first, silent := r.IntN(len(replicas)), 0
 		for i, m := range r.Perm(len(mishaps)) {
-			lab.suffer(replicas[(first+i)%len(replicas)], mishaps[m])
+			if mishaps[m].lasts == silentTime {
+				silent++
+			}
+			if mishaps[m].lasts < silentTime || silent == 1 {
+				lab.suffer(replicas[(first+i)%len(replicas)], mishaps[m])
+			}
 		}
 	}
 	for time.Since(began) < duration && !t.Failed() {
 		for _, i := range r.Perm(len(replicas) * len(mishaps)) {
 			if time.Since(began) > duration || t.Failed() {
 				break
+			}
+			if r.IntN(3) == 0 {
+				other := (i + 1 + r.IntN(len(replicas)-1)) % len(replicas)
+				lab.suffer(replicas[i%len(replicas)], mishaps[i/len(replicas)], misfortune{replicas[other], mishaps[r.IntN(len(mishaps))]})
+				continue
 			}
 			lab.suffer(replicas[i%len(replicas)], mishaps[i/len(replicas)])
 		}
@@ -89,6 +99,12 @@ type mishap struct {
 	lasts time.Duration
 	// begin lets it happen and returns what ends it.
 	begin func(l *faultLab, s *pgcluster.Server) (end func())
+}
+
+// misfortune is a mishap of another replica at the same time.
+type misfortune struct {
+	server *pgcluster.Server
+	mishap mishap
 }
 
 // silentTime is how long a mishap lasts that gives no error: longer than it takes a pool to notice it.
@@ -156,6 +172,7 @@ type faultLab struct {
 	acked     []atomic.Int64 // how many writes of each worker have returned
 	turns     []atomic.Int64 // how many reads of each worker have ended
 
+	together bool // several mishaps happen at once
 	current  atomic.Pointer[episode]
 	episodes []*episode
 	torn     atomic.Int64 // reads that failed after their first row
@@ -234,24 +251,38 @@ func newFaultLab(t *testing.T, r *rand.Rand) *faultLab {
 		if r.IntN(2) == 0 {
 			balance = balances[r.IntN(len(balances))]
 		}
-		a := l.open(region, balance, workers...)
-		t.Logf("%s: reads from %v, %s", region, a.pool.config.ReplicaRegions, balance)
+		a := l.open(region, func(c *Config) {
+			c.Balance = balance
+			if r.IntN(3) == 0 {
+				c.MinReplicaWait = 0
+			}
+			if r.IntN(3) == 0 {
+				c.MaxReplicaLag = time.Second
+			}
+			if r.IntN(3) == 0 {
+				c.MaxConns = 2
+			}
+			c.AwaitWrites = r.IntN(4) == 0
+		}, workers...)
+		c := a.pool.config
+		t.Logf("%s: reads from %v, %s, %d connections, waits for %v at least, awaits writes: %v, lag at most %v", region, c.ReplicaRegions, balance, c.MaxConns,
+			c.MinReplicaWait, c.AwaitWrites, c.MaxReplicaLag)
 		l.apps = append(l.apps, a)
 	}
 	return l
 }
 
 // open starts a process. Its names lead through a DNS server.
-func (l *faultLab) open(region string, balance Balance, workers ...int) *app {
+func (l *faultLab) open(region string, change func(*Config), workers ...int) *app {
 	a := &app{region: region, workers: workers, served: map[*pgcluster.Server]*atomic.Int64{}}
 	for _, s := range l.cluster.Servers() {
 		a.served[s] = new(atomic.Int64)
 	}
 	a.pool = poolIn(l.t, l.cluster, region, resolveBy(l.resolvers[region]), func(c *Config) {
 		c.ReplicaRegions = map[string][]string{"nrt": {"nrt"}, "ord": {"ord", "syd", "nrt"}, "syd": {autoRegions}}[region]
-		c.MaxConns, c.Balance = 16, balance
+		c.MaxConns = 16
 		c.DiscoveryInterval = 200 * time.Millisecond
-	})
+	}, change)
 	a.db = OpenDB(a.pool)
 	l.t.Cleanup(func() { _ = a.db.Close() })
 	return a
@@ -289,18 +320,32 @@ func (l *faultLab) work(r *rand.Rand) (stop func()) {
 }
 
 // suffer lets a mishap happen to a replica, and waits until reads run there again.
-func (l *faultLab) suffer(s *pgcluster.Server, m mishap) {
+func (l *faultLab) suffer(s *pgcluster.Server, m mishap, others ...misfortune) {
 	e := &episode{server: s, mishap: m.name, longest: map[string]slowest{}}
+	lasts := m.lasts
+	for _, o := range others {
+		e.mishap += "; " + o.server.Name() + " " + o.mishap.name
+		lasts = max(lasts, o.mishap.lasts)
+	}
+	l.together = len(others) > 0
 	l.episodes = append(l.episodes, e)
 	l.current.Store(e)
 	began := time.Now()
-	end := m.begin(l, s)
+	ends := []func(){m.begin(l, s)}
+	for _, o := range others {
+		ends = append(ends, o.mishap.begin(l, o.server))
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { l.startAnother(s.Region(), e) })
-	time.Sleep(m.lasts)
-	end()
+	time.Sleep(lasts)
+	for _, end := range ends {
+		end()
+	}
 	ended := time.Now()
 	l.awaitLocal(s, ended)
+	for _, o := range others {
+		l.awaitLocal(o.server, ended)
+	}
 	e.local, e.took = time.Since(ended), time.Since(began)
 	l.awaitTurns()
 	wg.Wait()
@@ -308,7 +353,7 @@ func (l *faultLab) suffer(s *pgcluster.Server, m mishap) {
 
 // startAnother starts another process in a region, which reads and writes a little.
 func (l *faultLab) startAnother(region string, e *episode) {
-	a := l.open(region, BalanceLocal, faultWorkers)
+	a := l.open(region, func(*Config) {}, faultWorkers)
 	defer a.pool.Close()
 	defer a.db.Close()
 	r := rand.New(rand.NewPCG(uint64(len(l.episodes)), 0))
@@ -348,12 +393,12 @@ func (l *faultLab) awaitLocal(s *pgcluster.Server, after time.Time) {
 	}
 }
 
-// awaitLetGo waits until nobody in a region knows a replica of it, unless it is the only one.
+// awaitLetGo waits until nobody in a replica's region knows it any more, unless it may be the only one that can be reached.
 func (l *faultLab) awaitLetGo(s *pgcluster.Server) {
 	l.t.Helper()
 	address := net.JoinHostPort(s.IP(), "5433")
 	for _, a := range l.apps {
-		if a.region != s.Region() || s.Region() == "syd" {
+		if a.region != s.Region() || s.Region() == "syd" || l.together {
 			continue
 		}
 		eventually(l.t, s.Name()+" is let go", func() bool {

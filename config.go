@@ -58,7 +58,8 @@ type Config struct {
 	// the servers, the user, the password, the database, TLS and run-time parameters are used, and target_session_attrs if
 	// it is standby or prefer-standby. A region without one is reached under its Fly name.
 	//
-	// A host name may have several addresses, and a connection string several hosts. Each of them is a replica.
+	// A host name may have several addresses, and a connection string several hosts. Each of them is a replica. Addresses of one
+	// name that turn out to lead to the same server, as those of localhost do, are read from as one.
 	//
 	// If there are ReplicaRegions, each region here must be one of them. If there are none, Region must be one of the regions
 	// here or the PrimaryRegion, and the others are for processes of the app that run there. Otherwise NewPoolWithConfig

@@ -390,9 +390,10 @@ func describe(c *Config, p *primary, rs *replicas) string {
 }
 
 // describe says for each region which hosts reads go to, how many replicas were found there, and whether one of them has
-// turned out to be none. Those of weight 0 are left out, and Fly's nearest Machine of all, which is for a region without one.
+// turned out to be none. Those of weight 0 and aliases are left out, and Fly's nearest Machine of all, which is for a region
+// without one.
 func (rs *replicas) describe() (regions []string) {
-	list := slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve || r.host.weight == 0 })
+	list := slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve || r.host.weight == 0 || r.isAlias() })
 	for len(list) > 0 {
 		rest := slices.IndexFunc(list, func(r *replica) bool { return r.region != list[0].region })
 		if rest < 0 {

@@ -97,7 +97,9 @@ type replica struct {
 
 	hooked bool // the config has a PrepareConn, whose error must not count against the replica
 
-	seen atomic.Pointer[report] // of the server that the latest connection led to, even if it was refused
+	seen    atomic.Pointer[report]  // of the server that the latest connection led to, even if it was refused
+	several atomic.Bool             // connections have led to several servers
+	aliasOf atomic.Pointer[replica] // of the same host, and lately the same server; nil if there is none
 
 	// now is the time in nanoseconds since 1970 that a read has looked at last. While reads are made it is not older than
 	// checkPeriod, as the guard then makes reads look. If impatient is true each read looks.
@@ -373,7 +375,9 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	if err != nil {
 		return err
 	}
-	r.seen.Store(&report)
+	if last := r.seen.Swap(&report); last != nil && report.server < last.server {
+		r.several.Store(true) // this one was started before the other, so it has not taken its place
+	}
 	if !report.readOnly || !report.readOnlyDefault {
 		return fmt.Errorf("flyregion: %s: the session can write, although default_transaction_read_only=on was asked for: "+
 			"a pooler that leads to it has to pass this on", inRegion(r.region))
@@ -383,6 +387,7 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	}
 	conn.CustomData()[customDataKey] = &replicaConn{report: &report, opened: clock.Add(1)}
 	r.tracker.note(&report)
+	r.discovery.set.markAliases(r.host)
 	return nil
 }
 

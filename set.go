@@ -96,9 +96,9 @@ func (rs *replicas) chooseOf(rt *route, group []*replica, state sessionState, tr
 	return rs.balance.pick(fit), nil
 }
 
-// fits reports whether a replica can be reached, is not left alone, and is not one of those that were tried.
+// fits reports whether a replica can be reached, is no alias and not left alone, and is not one of those that were tried.
 func fits(rt *route, r *replica, tried []*replica) bool {
-	return (tried == nil || !slices.Contains(tried, r)) && r.up() && !r.leftAlone(rt)
+	return (tried == nil || !slices.Contains(tried, r)) && r.up() && !r.isAlias() && !r.leftAlone(rt)
 }
 
 // hasPreferred reports whether there is a better replica to try than r, which is not preferred.
@@ -120,7 +120,7 @@ func (rs *replicas) alike(rt *route, r *replica) []*replica {
 			continue
 		}
 		for _, other := range group {
-			if other != r && other.up() && !other.leftAlone(rt) && !other.notPreferred() {
+			if other != r && other.up() && !other.isAlias() && !other.leftAlone(rt) && !other.notPreferred() {
 				alike = append(alike, other)
 			}
 		}
@@ -133,7 +133,7 @@ func (rs *replicas) alike(rt *route, r *replica) []*replica {
 func (rs *replicas) readFrom() []*replica {
 	groups := rs.current.Load().groups
 	for _, group := range groups {
-		good := slices.DeleteFunc(slices.Clone(group), func(r *replica) bool { return !r.health.good() || r.notPreferred() || r.unneeded() })
+		good := slices.DeleteFunc(slices.Clone(group), func(r *replica) bool { return !r.health.good() || r.isAlias() || r.notPreferred() || r.unneeded() })
 		if len(good) > 0 {
 			return good
 		}

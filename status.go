@@ -39,8 +39,8 @@ type ReplicaStatus struct {
 	Conns *pgxpool.Stat // the replica's pool
 	Reads int64         // how many reads it was sent
 	// LeftAlone says why no read goes to the replica at present, "" if reads may: "unreachable", "behind" by more than
-	// [Config.MaxReplicaLag] while the primary can be reached, "weight 0", or "reserve", which is read from only while no other
-	// replica can be reached.
+	// [Config.MaxReplicaLag] while the primary can be reached, "weight 0", "same server" as another one that
+	// the same name leads to by another address, or "reserve", which is read from only while no other replica can be reached.
 	LeftAlone string
 }
 
@@ -66,6 +66,8 @@ func (r *replica) status(own sessionState, outage bool) ReplicaStatus {
 		s.LeftAlone = "behind"
 	case r.host.weight == 0:
 		s.LeftAlone = "weight 0"
+	case r.isAlias():
+		s.LeftAlone = "same server"
 	case r.host.reserve:
 		s.LeftAlone = "reserve"
 	}

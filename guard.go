@@ -34,8 +34,9 @@ type guard struct {
 	background func(func(context.Context)) bool // runs a function in a goroutine, unless the replica is closed
 	failed     func(error)                      // called with silent when connections were closed
 
-	armed atomic.Bool // the timer runs, or is about to
-	heard atomic.Bool // the replica has sent something since the last check
+	armed atomic.Bool  // the timer runs, or is about to
+	heard atomic.Bool  // the replica has sent something since the last check
+	peak  atomic.Int32 // how many connections were in use at a time since the last check, as a read knows that has acquired one
 
 	// mu guards the following fields, and the fields seen and checks of the connections.
 	mu     sync.Mutex
@@ -101,7 +102,10 @@ func (g *guard) check() {
 	if g.closed {
 		return
 	}
-	defer g.heard.Store(false) // last: no check follows while there are no calls
+	defer func() { // last: no check follows while there are no calls
+		g.heard.Store(false)
+		g.peak.Store(0)
+	}()
 	busy, stuck := false, false
 	for c := range g.conns {
 		calls, under := c.underWay()

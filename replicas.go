@@ -201,8 +201,10 @@ var plainConns = connSource[*pgxpool.Conn]{
 // whether it does not answer or all of its connections are in use. An error of the app's PrepareConn is a hookError.
 func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[C]) (conn C, err error) {
 	limited := ctx
-	idle := r.used.Add(1) <= r.open.Load()-r.held.Load()
-	prompt := idle && r.guard.heard.Load()
+	inUse := r.used.Add(1) + r.held.Load()
+	// pgxpool takes the connection that was released last. One that no read has got down to lately may have been idle for so
+	// long that pgxpool pings it.
+	prompt := inUse <= min(r.open.Load(), r.guard.peak.Load()) && r.guard.heard.Load()
 	if !prompt || r.impatient {
 		now := time.Now()
 		r.now.Store(now.UnixNano())
@@ -233,6 +235,9 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 			r.fail(err)
 		}
 		return nil, err
+	}
+	if !prompt && inUse > r.guard.peak.Load() {
+		r.guard.peak.Store(inUse)
 	}
 	c := replicaConnOf(conn.Conn())
 	r.unhold(c)

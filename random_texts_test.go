@@ -116,7 +116,7 @@ var randomTexts = []randomText{
 	{sql: "do $$ begin perform w(1); end $$", kind: textWrites},
 	{sql: "call p($1)", args: "n", kind: textWrites},
 	{sql: "call p_commit($1)", args: "n", kind: textWrites},
-	{sql: "explain (analyze, costs off, timing off, summary off) insert into log (what) values ('explained')", columns: 1, kind: textWrites},
+	{sql: "explain (analyze, buffers off, costs off, timing off, summary off) insert into log (what) values ('explained')", columns: 1, kind: textWrites},
 	{sql: "select pg_notify('c', $1)::text", args: "t", columns: 1, kind: textReadsPrimary},
 	{sql: "insert into hasty values ($1)", args: "i", kind: textWrites},
 	{sql: "merge into items t using (values ($1::int, $2::int)) s (id, n) on t.id = s.id when matched then update set n = s.n when not matched then insert values (s.id, s.n)", args: "i n", kind: textWrites},

@@ -55,7 +55,7 @@ func TestSQLConnKeepsItsSession(t *testing.T) {
 	if err := cluster.Server("ord").WaitReplayed(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	_, db := openDBIn(t)
+	_, db := openDBIn(t, waits(time.Minute, time.Minute)) // a read that falls back because of lag shows nothing of its session
 	ctx := t.Context()
 	for name, test := range map[string]struct {
 		texts []string

@@ -201,6 +201,22 @@ func memoryInUse() uint64 {
 	return m.HeapAlloc + m.StackInuse
 }
 
+// keepBusy has n goroutines use the processors until the returned function is called.
+func keepBusy(n int) (end func()) {
+	stop, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	for range n {
+		all.Go(func() {
+			for stop.Err() == nil {
+			}
+		})
+	}
+	return func() {
+		cancel()
+		all.Wait()
+	}
+}
+
 // BenchmarkReadWhileBusy is the share of reads that a replica serves, each after a write, while goroutines of this process
 // keep its processors busy, so that the watcher's answers come late. It also tells the share of the reads that have waited in
 // vain, and of those that were kept from waiting by one that has.
@@ -213,16 +229,7 @@ func BenchmarkReadWhileBusy(b *testing.B) {
 			recording := record(b)
 			pool := poolIn(b, cluster, "ord", unlogged, func(c *Config) { c.Telemetry.MeterProvider = recording.meters })
 			awaitReplica(b, ctx, pool)
-			stop, cancel := context.WithCancel(ctx)
-			var all sync.WaitGroup
-			defer all.Wait()
-			defer cancel()
-			for range busy {
-				all.Go(func() {
-					for stop.Err() == nil {
-					}
-				})
-			}
+			defer keepBusy(busy)()
 			const least = 50 // also with -benchtime=1x
 			local, reads := 0, max(b.N, least)
 			for id := range reads {
@@ -257,16 +264,7 @@ func BenchmarkReturnFromLag(b *testing.B) {
 			name := table(b, cluster, "id int primary key, v text")
 			pool := poolIn(b, cluster, "ord", unlogged)
 			awaitReplica(b, ctx, pool)
-			stop, cancel := context.WithCancel(ctx)
-			var all sync.WaitGroup
-			defer all.Wait()
-			defer cancel()
-			for range busy {
-				all.Go(func() {
-					for stop.Err() == nil {
-					}
-				})
-			}
+			defer keepBusy(busy)()
 			const least = 10 // also with -benchtime=1x
 			var reads, took []float64
 			for id := range max(b.N, least) {

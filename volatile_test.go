@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flyregion/flyregion/internal/pgcluster"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -338,25 +339,29 @@ func TestUnreadableCatalog(t *testing.T) {
 	}
 }
 
-// TestActsOutsideOnce calls a function that writes through a connection of its own before it is refused.
-func TestActsOutsideOnce(t *testing.T) {
-	cluster := sharedCluster(t)
+// makeOutside makes s.outside, which writes to s.audit through a connection of its own and then to s.log. It skips the test if
+// the server has no dblink.
+func makeOutside(t testing.TB, cluster *pgcluster.Cluster) {
+	t.Helper()
 	ctx := t.Context()
 	makeVolatileSchema(t, cluster)
 	if err := cluster.Leader().Exec(ctx, "create extension dblink schema s"); err != nil {
 		t.Skip("LOUDLY: there is no dblink here:", err)
 	}
-	if err := cluster.Leader().Exec(ctx, fmt.Sprintf(`create table s.audit (id int);
+	noError(t, cluster.Leader().Exec(ctx, fmt.Sprintf(`create table s.audit (id int);
 		create function s.outside(int) returns int language plpgsql as $$ begin
 			perform s.dblink_exec('%s', 'insert into s.audit values (1)');
 			insert into s.log values ($1);
 			return 1;
-		end $$`, cluster.Leader().ConnString())); err != nil {
-		t.Fatal(err)
-	}
-	if err := cluster.Server("ord").WaitReplayed(ctx); err != nil {
-		t.Fatal(err)
-	}
+		end $$`, cluster.Leader().ConnString())))
+	noError(t, cluster.Server("ord").WaitReplayed(ctx))
+}
+
+// TestActsOutsideOnce calls a function that writes through a connection of its own before it is refused.
+func TestActsOutsideOnce(t *testing.T) {
+	cluster := sharedCluster(t)
+	ctx := t.Context()
+	makeOutside(t, cluster)
 	for _, path := range callPaths {
 		t.Run(path.name, func(t *testing.T) {
 			pool := poolIn(t, cluster, "ord")
@@ -382,17 +387,7 @@ func TestActsOutsideOnce(t *testing.T) {
 func TestActsOutsideOnceInReadOnlyTx(t *testing.T) {
 	cluster := sharedCluster(t)
 	ctx := t.Context()
-	makeVolatileSchema(t, cluster)
-	if err := cluster.Leader().Exec(ctx, "create extension dblink schema s"); err != nil {
-		t.Skip("LOUDLY: there is no dblink here:", err)
-	}
-	noError(t, cluster.Leader().Exec(ctx, fmt.Sprintf(`create table s.audit (id int);
-		create function s.outside(int) returns int language plpgsql as $$ begin
-			perform s.dblink_exec('%s', 'insert into s.audit values (1)');
-			insert into s.log values ($1);
-			return 1;
-		end $$`, cluster.Leader().ConnString())))
-	noError(t, cluster.Server("ord").WaitReplayed(ctx))
+	makeOutside(t, cluster)
 
 	const text = "select s.outside(1)"
 	inTx := func(run func(pgx.Tx) error) func(*Pool) error {

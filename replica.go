@@ -1,0 +1,554 @@
+package flyregion
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// ErrReplicaLag is the error of a read under [WithReplica] if the replica does not show what the read has to see: what its
+// session has written, within [Config.MaxReplicaWait], or what is allowed to be missing by [Config.MaxReplicaLag],
+// [WithMaxLag] or [WithFresh]. Test for it with errors.Is; errors.As with a [*ReplicaLagError] gives the positions or the lag.
+var ErrReplicaLag = errors.New("flyregion: replica has not replayed the session's writes")
+
+// ReplicaLagError says how far a replica was behind what a read had to see. It is an [ErrReplicaLag].
+type ReplicaLagError struct {
+	Region   string
+	Required LSN // the position that the read had to see, 0 if it needed none
+	Replayed LSN // the replica's replay position when it was last asked, 0 if that may be in another log than the primary's
+	// Limit is how far behind the replica might be: [Config.MaxReplicaLag], or what [WithMaxLag] allows. It is 0 if the read
+	// failed for its position. Lag is then how far behind the replica was, the largest Duration if it did not show that.
+	Limit, Lag time.Duration
+
+	doubt string // why that may be, "" if it is not said
+}
+
+func (e *ReplicaLagError) Error() string {
+	switch {
+	case e.Limit > 0 && e.Lag == unknownLag:
+		return fmt.Sprintf("flyregion: %s does not show that it is at most %v behind the primary", inRegion(e.Region), e.Limit)
+	case e.Limit > 0:
+		return fmt.Sprintf("flyregion: %s is up to %v behind the primary, and may be %v", inRegion(e.Region), e.Lag.Round(time.Millisecond), e.Limit)
+	}
+	if e.Replayed == 0 {
+		text := fmt.Sprintf("flyregion: %s does not show that it follows the primary, in whose log the read has to see %s", inRegion(e.Region), e.Required)
+		if e.doubt != "" {
+			text += ": " + e.doubt
+		}
+		return text
+	}
+	return fmt.Sprintf("flyregion: %s has replayed %s, and the read has to see %s", inRegion(e.Region), e.Replayed, e.Required)
+}
+
+// Is reports whether target is ErrReplicaLag.
+func (e *ReplicaLagError) Is(target error) bool { return target == ErrReplicaLag }
+
+// replicaConn is the state of one connection to a replica. Nothing guards it: only who has acquired the connection uses it,
+// and pgxpool when it closes the connection.
+type replicaConn struct {
+	report *report // the latest one of this connection
+	opened uint64  // when the first report had been received, by this process's clock
+	held   bool    // it counts in the replica's held
+	closed bool    // it no longer counts in the replica's open
+	row    rowMemory
+}
+
+// openedAt returns when a connection was opened, by this process's clock.
+func openedAt(conn *pgx.Conn) uint64 {
+	if c := replicaConnOf(conn); c != nil {
+		return c.opened
+	}
+	return 0
+}
+
+func replicaConnOf(conn *pgx.Conn) *replicaConn {
+	c, _ := conn.PgConn().CustomData()[customDataKey].(*replicaConn)
+	return c
+}
+
+// replica is one server that reads go to.
+type replica struct {
+	region  string
+	host    *replicaHost
+	address atomic.Pointer[string] // that the host's name has led to; nil until the name is looked up
+	absent  int                    // how many lookups in a row have not named it; the discovery's mu guards it
+	left    atomic.Bool            // it is no longer in the set, and its pool is closed or about to be
+
+	pool    *pgxpool.Pool
+	db      driver.Connector // to the pool, for database/sql
+	tracker *tracker
+	limit   time.Duration // how long a read waits for a connection, or for an answer about the server, at most
+
+	// These count the pool's connections: open, used by a read of this package (or waited for), and held by the app.
+	// pgxpool does not tell when the app releases or hijacks one, so it counts as held until it is acquired again or
+	// closed. So open-used-held is at most the number of idle connections, except for moments in which pgxpool opens or
+	// closes one by itself.
+	open, used, held atomic.Int32
+
+	hooked bool // the config has a PrepareConn, whose error must not count against the replica
+
+	seen    atomic.Pointer[report]  // of the server that the latest connection led to, even if it was refused
+	several atomic.Bool             // connections have led to several servers
+	aliasOf atomic.Pointer[replica] // of the same host, and lately the same server; nil if there is none
+
+	// now is the time in nanoseconds since 1970 that a read has looked at last. While reads are made it is not older than
+	// checkPeriod, as the guard then makes reads look. If impatient is true each read looks.
+	now       atomic.Int64
+	impatient bool
+
+	credit int          // for BalanceWeighted; the balancer's mu guards it
+	reads  stripedCount // how many reads were sent
+
+	health    health
+	connects  connects
+	guard     *guard
+	discovery *discovery
+}
+
+// hookError is an error of the app's PrepareConn, which tells nothing about the replica.
+type hookError struct{ err error }
+
+func (e *hookError) Error() string { return e.err.Error() }
+
+// prepareKey is where the context of an acquisition keeps its *hookError.
+type prepareKey struct{}
+
+// hookFailed returns the error of the app's PrepareConn, nil if err is none.
+func hookFailed(err error) error {
+	var hook *hookError
+	if errors.As(err, &hook) {
+		return hook.err
+	}
+	return nil
+}
+
+// up reports whether the replica counts as reachable. If not, and if it is time to try, it is probed in the background: no
+// read waits for that.
+func (r *replica) up() bool {
+	if r.health.good() {
+		return true
+	}
+	if r.health.claimProbe() {
+		r.tracker.background(r.probe)
+	}
+	return false
+}
+
+// probe asks the replica for a report, and notes whether it can be reached.
+func (r *replica) probe(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, watcherTimeout)
+	defer cancel()
+
+	if _, err := r.tracker.observe(ctx, 0); err != nil {
+		r.fail(err)
+		return
+	}
+	r.connects.reached()
+	r.health.recover()
+}
+
+// fail notes that the replica could not be reached, because of err.
+func (r *replica) fail(err error) {
+	r.connects.failed(err)
+	r.health.fail()
+	r.discovery.hurry()
+}
+
+// inRegion names a replica by its region, which is "" for [Config.ReplicaHosts] of a process that has none.
+func inRegion(region string) string {
+	if region == "" {
+		return "replica"
+	}
+	return "replica in " + region
+}
+
+// endpoint returns what is dialed, "" as long as the host's name was not looked up.
+func (r *replica) endpoint() string {
+	if address := r.address.Load(); address != nil {
+		return r.host.endpoint(*address)
+	}
+	return ""
+}
+
+// pooledConn is a connection of a replica's pool, as pgxpool or as database/sql wraps it.
+type pooledConn interface {
+	*pgxpool.Conn | *stdlib.Conn
+	Conn() *pgx.Conn
+}
+
+// connSource acquires connections of one type from a replica's pool, and releases them.
+type connSource[C pooledConn] struct {
+	acquire func(context.Context, *replica) (C, error)
+	release func(*replica, C)
+}
+
+var plainConns = connSource[*pgxpool.Conn]{
+	acquire: func(ctx context.Context, r *replica) (*pgxpool.Conn, error) { return r.pool.Acquire(ctx) },
+	release: (*replica).release,
+}
+
+// acquireConn acquires a connection to a replica. A replica without one within limit counts as unreachable for a while,
+// whether it does not answer or all of its connections are in use. An error of the app's PrepareConn is a hookError.
+func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[C]) (conn C, err error) {
+	limited := ctx
+	inUse := r.used.Add(1) + r.held.Load()
+	// pgxpool takes the connection that was released last. One that no read has got down to lately may have been idle for so
+	// long that pgxpool pings it.
+	prompt := inUse <= min(r.open.Load(), r.guard.peak.Load()) && r.guard.heard.Load()
+	if !prompt || r.impatient {
+		now := time.Now()
+		r.now.Store(now.UnixNano())
+		r.discovery.tick(now)
+	}
+	if !prompt { // else a context with a timer would be made for nothing
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeout(ctx, r.limit)
+		defer cancel()
+	}
+
+	var hook *hookError
+	if r.hooked {
+		hook = &hookError{}
+		limited = context.WithValue(limited, prepareKey{}, hook)
+	}
+	conn, err = from.acquire(limited, r)
+	if err != nil {
+		r.used.Add(-1)
+		late := expired(ctx, limited)
+		if hook != nil && hook.err != nil && !(late && errors.Is(hook.err, context.DeadlineExceeded)) {
+			return nil, hook
+		}
+		if ctx.Err() == nil && !errors.Is(err, errClosedPool) {
+			if late {
+				err = r.noConnError(err)
+			}
+			r.fail(err)
+		}
+		return nil, err
+	}
+	if !prompt && inUse > r.guard.peak.Load() {
+		r.guard.peak.Store(inUse)
+	}
+	c := replicaConnOf(conn.Conn())
+	r.unhold(c)
+	if err := r.tracker.checkCluster(c.report, r.region); err != nil {
+		// The connection was opened before the primary's first report.
+		_ = conn.Conn().Close(ctx)
+		from.release(r, conn)
+		r.fail(err)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// hasIdle reports whether a connection can probably be acquired without waiting.
+func (r *replica) hasIdle() bool {
+	return r.used.Load() < r.open.Load()-r.held.Load()
+}
+
+// hold counts a connection that is acquired as held by the app. If a read of this package has acquired it, unhold follows.
+func (r *replica) hold(c *replicaConn) {
+	if !c.held {
+		c.held = true
+		r.held.Add(1)
+	}
+}
+
+// unhold is the reverse of hold.
+func (r *replica) unhold(c *replicaConn) {
+	if c.held {
+		c.held = false
+		r.held.Add(-1)
+	}
+}
+
+// handOver gives a connection that this package has acquired to the app.
+func (r *replica) handOver(conn *pgx.Conn) {
+	r.hold(replicaConnOf(conn))
+	r.used.Add(-1)
+}
+
+// done counts that a read is about to release its connection.
+func (r *replica) done(conn *pgx.Conn) {
+	if conn.IsClosed() {
+		r.closed(replicaConnOf(conn)) // pgxpool calls BeforeClose later
+	}
+	r.used.Add(-1)
+}
+
+// closed counts a connection that is closed or about to be. Further calls do nothing.
+func (r *replica) closed(c *replicaConn) {
+	r.unhold(c)
+	if !c.closed {
+		c.closed = true
+		r.open.Add(-1)
+	}
+}
+
+// release releases a connection that a read has used.
+func (r *replica) release(conn *pgxpool.Conn) {
+	r.done(conn.Conn())
+	conn.Release()
+}
+
+// verdict reports whether a read on conn sees everything that state covers, by the reports so far. A report of another
+// connection counts if it is of the same server and was asked for after conn was opened.
+func (r *replica) verdict(conn *pgx.Conn, state sessionState) verdict {
+	if state.position == 0 {
+		return caughtUp
+	}
+	c := replicaConnOf(conn)
+	if c.report.pooled {
+		return behind // the server behind the pooler may have crashed since, and have replayed less now
+	}
+	if v := r.tracker.verdict(c.report, state); v != behind {
+		return v
+	}
+	o := r.tracker.latest.Load()
+	if o == nil || o.server != c.report.server || o.asked <= c.opened {
+		return behind
+	}
+	return r.tracker.verdict(o, state)
+}
+
+// ask asks for a report on conn, and reports whether a read on it sees everything that state covers. A replica that does
+// not answer within limit counts as unreachable for a while.
+func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (verdict, error) {
+	limited, cancel := context.WithTimeout(ctx, r.limit)
+	defer cancel()
+	report, err := askReport(limited, conn.PgConn())
+	if err != nil {
+		if ctx.Err() == nil {
+			if expired(ctx, limited) {
+				err = noAnswerError(r.region, r.limit, err)
+			} else {
+				err = fmt.Errorf("flyregion: %s cannot be asked how far it has replayed: %w", inRegion(r.region), err)
+			}
+			r.fail(err)
+		}
+		return behind, err
+	}
+	replicaConnOf(conn).report = &report
+	r.tracker.note(&report)
+	return r.tracker.verdict(&report, state), nil
+}
+
+// pooled reports whether a connection leads to a pooler.
+func pooled(conn *pgx.Conn) bool { return replicaConnOf(conn).report.pooled }
+
+// noConnError returns the error of a read that has waited for a connection for limit.
+func (r *replica) noConnError(cause error) error {
+	if stat := r.pool.Stat(); stat.AcquiredConns() == stat.MaxConns() {
+		return fmt.Errorf("flyregion: %s had no connection free within %v, all %d (pool_max_conns) are in use: %w", inRegion(r.region), r.limit, stat.MaxConns(), cause)
+	}
+	return noAnswerError(r.region, r.limit, cause)
+}
+
+// noReportError returns the error of a read that has waited in vain for limit and has not asked on a connection of its own.
+// Reports that were asked for before a time of clock do not count.
+func (r *replica) noReportError(state sessionState, after uint64, limit time.Duration) error {
+	o := r.tracker.latest.Load()
+	if o == nil || o.asked <= after {
+		return fmt.Errorf("flyregion: %s did not say within %v how far it has replayed", inRegion(r.region), limit)
+	}
+	return r.lagError(o, state)
+}
+
+// lagError returns the error of a read that needs what state covers, from a server whose report is o.
+func (r *replica) lagError(o *report, state sessionState) error {
+	replayed, doubt := o.position, r.tracker.doubt(o, state)
+	if replayed >= state.position || doubt != "" {
+		replayed = 0
+	}
+	return &ReplicaLagError{Region: r.region, Required: state.position, Replayed: replayed, doubt: doubt}
+}
+
+// validate is the ValidateConnect of a replica's connections. It accepts any server of the primary's cluster on which the
+// session is read-only, the primary too. Whether the server has replayed enough is decided for each read.
+func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
+	report, err := askReport(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if last := r.seen.Swap(&report); last != nil && report.server < last.server {
+		r.several.Store(true) // this one was started before the other, so it has not taken its place
+	}
+	if !report.readOnly || !report.readOnlyDefault {
+		return fmt.Errorf("flyregion: %s: the session can write, although default_transaction_read_only=on was asked for: "+
+			"a pooler that leads to it has to pass this on", inRegion(r.region))
+	}
+	if err := r.tracker.checkCluster(&report, r.region); err != nil {
+		return err
+	}
+	conn.CustomData()[customDataKey] = &replicaConn{report: &report, opened: clock.Add(1)}
+	r.tracker.note(&report)
+	r.discovery.set.markAliases(r.host)
+	return nil
+}
+
+// wrongServer says why the server that the latest connection led to is no standby of the primary, "" if it may be one.
+func (r *replica) wrongServer() string {
+	seen := r.seen.Load()
+	if latest := r.tracker.latest.Load(); latest != nil && (seen == nil || latest.asked > seen.asked) {
+		seen = latest
+	}
+	if seen == nil {
+		return ""
+	}
+	primary := r.tracker.primary.Load()
+	if other := otherCluster(seen, primary); other != "" {
+		return other
+	}
+	switch {
+	case seen.recovering:
+		return ""
+	case r.isPrimary():
+		return "it is the primary itself, which is not in recovery"
+	}
+	return "it is not in recovery"
+}
+
+// isPrimary reports whether the latest connection has led to the primary.
+func (r *replica) isPrimary() bool {
+	seen, primary := r.seen.Load(), r.tracker.primary.Load()
+	return seen != nil && primary != nil && seen.server == primary.server
+}
+
+// close closes the replica's connections and ends what runs for it. The guard ends what waits for a silent replica, for
+// which it needs the tracker, until all connections are closed.
+func (r *replica) close() {
+	r.tracker.endWaits()
+	r.pool.Close()
+	r.tracker.close()
+	r.guard.close()
+}
+
+// newReplica makes the pool and the tracker of a host's replica at an address. If that is "", the discovery finds it when the
+// first connection is made. limit bounds how long a read waits for a connection, and for a lock that replay holds.
+func newReplica(p *primary, d *discovery, h *replicaHost, address string, limit time.Duration) (_ *replica, err error) {
+	r := &replica{region: h.region, host: h, discovery: d, limit: limit}
+	region, config := h.region, h.config.Copy()
+	if address != "" {
+		r.address.Store(&address)
+	}
+	if !h.literal {
+		// All but the lookup has the name: TLS checks it, and hooks, tracers and errors show it.
+		lookup := config.ConnConfig.LookupFunc
+		config.ConnConfig.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
+			if host != h.name {
+				return lookup(ctx, host) // a BeforeConnect leads elsewhere
+			}
+			address, err := d.addressOf(ctx, r)
+			if err != nil {
+				return nil, err
+			}
+			return []string{address}, nil
+		}
+	}
+
+	// A standby refuses writes by itself. The session refuses them even after the standby was promoted. So a statement that
+	// was lost with its connection has written nothing, and can run on the primary.
+	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
+	limitLocks(config.ConnConfig.RuntimeParams, limit)
+
+	config.ConnConfig.ValidateConnect = validateBoth(config.ConnConfig.ValidateConnect, r.validate)
+
+	beforeConnect, dial := config.BeforeConnect, config.ConnConfig.DialFunc
+	r.tracker = newTracker(region, p, p.reconnect, func(ctx context.Context) (_ *pgconn.PgConn, err error) {
+		defer func() { r.connects.failed(err) }()
+
+		one := config.ConnConfig.Copy()
+		if beforeConnect != nil {
+			if err := beforeConnect(ctx, one); err != nil {
+				return nil, err
+			}
+		}
+		one.DialFunc = dial
+		one.RuntimeParams["application_name"] = "flyregion"
+		if _, set := one.RuntimeParams["statement_timeout"]; set {
+			one.RuntimeParams["statement_timeout"] = "0" // the app's is for its own statements
+		}
+		conn, err := pgconn.ConnectConfig(ctx, &one.Config)
+		if err != nil {
+			return nil, err
+		}
+		validated := conn.CustomData()[customDataKey].(*replicaConn) // by validate
+		if err := prepareReport(ctx, conn, validated.report); err != nil {
+			closeConn(conn)
+			return nil, err
+		}
+		return conn, nil
+	})
+	r.tracker.staleness.limit = p.maxLag
+	r.impatient = d.interval < 2*checkPeriod || p.maxLag > 0 && r.tracker.staleness.checkPause() < 2*checkPeriod
+	r.guard = newGuard(region, r.tracker.answers, r.tracker.background, r.fail)
+	config.ConnConfig.DialFunc = r.guard.dial(dial)
+
+	prepare := config.PrepareConn
+	//lint:ignore SA1019 an app may still set it
+	if before := config.BeforeAcquire; prepare == nil && before != nil {
+		prepare = func(ctx context.Context, conn *pgx.Conn) (bool, error) { return before(ctx, conn), nil }
+	}
+	r.hooked = config.PrepareConn != nil
+	config.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+		if prepare != nil {
+			ok, err := prepare(ctx, conn)
+			if hook, _ := ctx.Value(prepareKey{}).(*hookError); hook != nil {
+				hook.err = err
+			}
+			if !ok || err != nil {
+				return ok, err
+			}
+		}
+		r.hold(replicaConnOf(conn))
+		return true, nil
+	}
+
+	afterConnect, beforeClose := config.AfterConnect, config.BeforeClose
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if afterConnect != nil {
+			if err := afterConnect(ctx, conn); err != nil {
+				return err
+			}
+		}
+		r.open.Add(1)
+		r.connects.reached()
+		return nil
+	}
+	config.BeforeClose = func(conn *pgx.Conn) {
+		r.closed(replicaConnOf(conn))
+		if beforeClose != nil {
+			beforeClose(conn)
+		}
+	}
+
+	if r.pool, err = pgxpool.NewWithConfig(d.ctx, config); err != nil {
+		r.tracker.close()
+		return nil, err
+	}
+	r.db = stdlib.GetPoolConnector(r.pool, stdlib.OptionResetSession(neverReset))
+	return r, nil
+}
+
+// limitLocks sets lock_timeout to limit, unless the app has set it. What locks a table on the primary locks it on a standby
+// too, until the end of the transaction is replayed. That may take any time.
+func limitLocks(params map[string]string, limit time.Duration) {
+	const name = "lock_timeout"
+	if params[name] == "" && !strings.Contains(params["options"], name) {
+		params[name] = strconv.FormatInt(max(limit.Milliseconds(), 1), 10)
+	}
+}
+
+// neverReset keeps database/sql from reusing a connection to a replica: the next statement may need a write that the server
+// has not replayed.
+func neverReset(context.Context, *pgx.Conn) error { return driver.ErrBadConn }

@@ -231,6 +231,9 @@ func TestNoFallback(t *testing.T) {
 	name := table(t, cluster, "id int, v text")
 	ctx := t.Context()
 	noFallback := func(c *Config) { c.NoFallback, c.MaxReplicaWait = true, 100*time.Millisecond }
+	drop := func(t *testing.T, what string) {
+		t.Cleanup(func() { noError(t, cluster.Leader().Exec(context.Background(), "drop "+what)) })
+	}
 
 	t.Run("lag", func(t *testing.T) {
 		pool := poolIn(t, cluster, "ord", noFallback)
@@ -268,6 +271,7 @@ func TestNoFallback(t *testing.T) {
 		if err := execs(ctx, pool, "create function "+writer+"() returns int language sql as $$ insert into "+name+" values (7) returning id $$"); err != nil {
 			t.Fatal(err)
 		}
+		drop(t, "function "+writer)
 		var id int
 		if err := pool.QueryRow(ctx, "select "+writer+"()").Scan(&id); err != nil || id != 7 {
 			t.Errorf("%d, %v: want 7 from the primary", id, err)
@@ -278,10 +282,12 @@ func TestNoFallback(t *testing.T) {
 		if err := execs(ctx, pool, "create table "+name+"_new (id int)"); err != nil {
 			t.Fatal(err)
 		}
+		drop(t, "table "+name+"_new")
 		freeze(t, cluster)
 		if err := execs(ctx, pool, "create table "+name+"_newer (id int)"); err != nil {
 			t.Fatal(err)
 		}
+		drop(t, "table "+name+"_newer")
 		var pgErr *pgconn.PgError
 		if err := pool.QueryRow(WithoutWait(ctx), "select count(*) from "+name+"_newer").Scan(new(int)); !errors.As(err, &pgErr) || pgErr.Code != "42P01" {
 			t.Errorf("%v, want that the table is not on the replica", err)

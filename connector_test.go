@@ -215,8 +215,8 @@ func TestConfigFieldsGoBeforeEverything(t *testing.T) {
 }
 
 func TestParseConfigTakesSettingsOut(t *testing.T) {
-	const ours = "fly_region=ord&fly_primary_region=nrt&fly_replica_regions=ord&fly_balance=local&fly_min_replica_wait=1ms" +
-		"&fly_max_replica_wait=2ms&fly_max_replica_lag=3s&fly_discovery_interval=3s&fly_await_writes=false&fly_simulate_replica=false"
+	const ours = "fly_region=ord&fly_primary_region=nrt&fly_replica_regions=ord&fly_balance=local&fly_fallback=true" +
+		"&fly_min_replica_wait=1ms&fly_max_replica_wait=2ms&fly_max_replica_lag=3s&fly_discovery_interval=3s&fly_await_writes=false&fly_simulate_replica=false"
 	const others = "pool_max_conns=7&pool_min_conns=2&pool_max_conn_lifetime=3m&application_name=shop&search_path=mine"
 	for form, connString := range map[string]string{
 		"URL":       "postgres://u:hunter2@app.internal/db?" + ours + "&" + others,

@@ -230,14 +230,14 @@ func TestNoFallback(t *testing.T) {
 	cluster := sharedCluster(t)
 	name := table(t, cluster, "id int, v text")
 	ctx := t.Context()
-	noFallback := func(c *Config) { c.NoFallback, c.MaxReplicaWait = true, 100*time.Millisecond }
+	noFallback := func(c *Config) { c.NoFallback, c.MaxReplicaWait = true, time.Minute }
 	drop := func(t *testing.T, what string) {
 		t.Cleanup(func() { noError(t, cluster.Leader().Exec(context.Background(), "drop "+what)) })
 	}
 
 	t.Run("lag", func(t *testing.T) {
-		pool := poolIn(t, cluster, "ord", noFallback)
-		awaitReplica(t, ctx, pool)
+		pool := poolIn(t, cluster, "ord", noFallback, func(c *Config) { c.MaxReplicaWait = 300 * time.Millisecond })
+		eventually(t, "reads are served", func() bool { return readsOf(name)["QueryRow"](ctx, pool) == nil })
 		thaw := freeze(t, cluster)
 		if err := execs(ctx, pool, insertText(name, 1)); err != nil {
 			t.Fatal(err)

@@ -419,7 +419,10 @@ func TestSlowNameServer(t *testing.T) {
 	close(answer)
 	readOn(t, cluster, pool, "ord")
 
-	answer = make(chan struct{})
+	names.answer(ordName, func(ctx context.Context) ([]string, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
 	asked := names.times(ordName)
 	eventually(t, "it is asked again", func() bool {
 		if !replicaServes(t, ctx, pool) {

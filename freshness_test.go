@@ -1,12 +1,13 @@
 package flyregion
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -243,17 +244,17 @@ func TestFreshReadsShareQuestions(t *testing.T) {
 	turns := link.Turns()
 	const reads = 50
 	var all sync.WaitGroup
-	var began atomic.Int32
 	for range reads {
 		all.Go(func() {
-			began.Add(1)
 			if _, err := pool.Exec(ctx, "select 1"); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	eventually(t, "all have begun", func() bool { return began.Load() == reads })
-	time.Sleep(50 * time.Millisecond) // usually enough for all to wait for an answer
+	stacks := make([]byte, 4<<20)
+	eventually(t, "all wait for an answer", func() bool {
+		return bytes.Count(stacks[:runtime.Stack(stacks, true)], []byte("(*primary).currentFlush(")) == reads
+	})
 	link.Restore()
 	all.Wait()
 	if n := link.Turns() - turns; n > reads/2 {

@@ -102,7 +102,8 @@ func TestReplicaBehindFromTheStart(t *testing.T) {
 	eventually(t, "the last check has ended", func() bool {
 		before = cluster.Link("ord", "ord").Turns()
 		time.Sleep(50 * time.Millisecond)
-		return before == cluster.Link("ord", "ord").Turns()
+		checks := &unused.replicas.preferred().tracker.staleness
+		return checks.asked.Load() >= checks.checkedAt.Load() && before == cluster.Link("ord", "ord").Turns()
 	})
 	lastReplayed(t, cluster, 2*limit)
 	if n := cluster.Link("ord", "ord").Turns(); n != before {

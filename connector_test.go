@@ -727,6 +727,30 @@ func TestReplicaConnStringsOfStandbys(t *testing.T) {
 	}
 }
 
+// TestPreferredStandbyOutOfReach has the first read find out that one of two servers is no standby, and that the other one does
+// not answer. The first one serves then.
+func TestPreferredStandbyOutOfReach(t *testing.T) {
+	cluster := sharedCluster(t)
+	config, err := ParseConfig(cluster.Server("nrt").ConnString() + "&fly_region=ord&fly_primary_region=nrt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ReplicaConnStrings = map[string]string{"ord": fmt.Sprintf("postgres://postgres:postgres@%s,127.0.0.1:1/postgres?sslmode=disable&target_session_attrs=prefer-standby",
+		cluster.Server("nrt").Addr())}
+	pool, err := NewPoolWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if got := answeredBy(t, WithReplica(t.Context()), cluster, pool); got != "nrt" {
+		t.Errorf("%s answers", got)
+	}
+	if !replicaServes(t, t.Context(), pool) {
+		t.Error("the read runs in a session that can write")
+	}
+	unused(t, pool)
+}
+
 // simulatedPool returns a pool on the shared primary alone, with a simulated replica.
 func simulatedPool(t *testing.T, application string, change ...func(*Config)) *Pool {
 	t.Helper()

@@ -192,6 +192,9 @@ func (d *discovery) add(h *replicaHost) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
+	if d.closed {
+		return errClosedPool
+	}
 	address := ""
 	if h.literal {
 		address = h.name

@@ -3,6 +3,7 @@ package flyregion
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -105,7 +106,7 @@ func (d *discovery) lookUpRegions(ctx context.Context, f *regionFinder) {
 			if h.joined = true; h.reserve {
 				continue
 			}
-			if err := d.add(h); err != nil {
+			if err := d.add(h); err != nil && !errors.Is(err, errClosedPool) {
 				d.log(ctx, "flyregion: "+h.name+" cannot be read from", err)
 			}
 		}

@@ -99,3 +99,26 @@ func TestAutoRegions(t *testing.T) {
 	readOn(t, cluster, pool, "ord")
 	unused(t, pool)
 }
+
+// TestCloseWhileRegionsAreLookedUp has the name server answer at the moment at which the pool is closed. No replica is made then,
+// as nobody would close it.
+func TestCloseWhileRegionsAreLookedUp(t *testing.T) {
+	cluster := sharedCluster(t)
+	asked := make(chan struct{}, 1)
+	pool := poolIn(t, cluster, "ord", func(c *Config) {
+		c.ReplicaRegions = []string{"auto"}
+		c.LookupTXTFunc = func(ctx context.Context, _ string) ([]string, error) {
+			asked <- struct{}{}
+			<-ctx.Done()
+			return []string{"nrt,ord,syd"}, nil
+		}
+	})
+	servedBy(t, cluster, pool, 1)
+	<-asked
+	pool.Close()
+	for _, r := range pool.replicas.list() {
+		if err := r.pool.Ping(t.Context()); !errors.Is(err, errClosedPool) {
+			t.Errorf("the pool of %s is open after Close: %v", r.host.name, err)
+		}
+	}
+}

@@ -227,7 +227,7 @@ func (rd *reads) judge(ctx context.Context, rt *route, rep *replica, conn *pgx.C
 	}
 	checks := rt.mayFallBack() && rep.tracker.beginCheck()
 	if checks {
-		defer rep.tracker.endCheck()
+		defer rep.tracker.checking.end()
 	}
 	if !checks && !pooled(conn) && rt.wants != wantsRecent {
 		return behind, nil

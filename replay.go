@@ -56,10 +56,8 @@ type tracker struct {
 	delay     replayDelay
 	roundTrip movingAverage // of questions for a report
 	staleness staleness
-	checking  atomic.Bool  // the replica is asked whether it is still lagging
-	checkedAt atomic.Int64 // when it began to, in nanoseconds since the process started
-	looking   atomic.Bool  // lookInBackground runs
-	lookedAt  atomic.Int64 // when it began last, in nanoseconds since the process started
+	checking  turn // to ask the replica whether it is still lagging
+	looking   turn // of lookInBackground
 
 	reconnects reconnectLimiter
 
@@ -315,53 +313,39 @@ func (t *tracker) lagging() bool {
 }
 
 // beginCheck reports whether a read has to ask the replica, on the connection that it has, whether it is still lagging. One
-// read at a time is told to, and not all the time. It must call endCheck then. The watcher's connection would not do: where
-// it is lost or its answer is late, as this process is busy, reads would stay away from a replica that has caught up.
-func (t *tracker) beginCheck() bool {
-	if t.missed.Load() == nil {
-		return false
-	}
-	return t.claimCheck()
-}
+// read at a time is told to, and not all the time. It must end the turn then. The watcher's connection would not do: where it
+// is lost or its answer is late, as this process is busy, reads would stay away from a replica that has caught up.
+func (t *tracker) beginCheck() bool { return t.missed.Load() != nil && t.checking.take(maxPollPause) }
 
-// claimCheck reports whether nobody checks the replica now, nor has just done so. Then the caller checks it, and calls endCheck.
-func (t *tracker) claimCheck() bool {
-	now := uptime()
-	if now-time.Duration(t.checkedAt.Load()) <= maxPollPause || !t.checking.CompareAndSwap(false, true) {
-		return false
-	}
-	t.checkedAt.Store(int64(now))
-	return true
-}
+// checkInBackground asks the replica for a report in the background, if nobody checks whether it is lagging.
+func (t *tracker) checkInBackground() { t.observeInBackground(&t.checking, maxPollPause) }
 
-// checkInBackground asks the replica for a report in the background, unless somebody checks it.
-func (t *tracker) checkInBackground() {
-	if t.claimCheck() && !t.background(func(ctx context.Context) {
-		defer t.endCheck()
-		_, _ = t.observe(ctx, 0)
-	}) {
-		t.endCheck()
+// observeInBackground asks the replica for a report in the background, if the turn can be taken.
+func (t *tracker) observeInBackground(turn *turn, pause time.Duration) {
+	if turn.take(pause) {
+		t.inTurn(turn, func(ctx context.Context) { _, _ = t.observe(ctx, 0) })
 	}
 }
-
-// endCheck ends what beginCheck or claimCheck began.
-func (t *tracker) endCheck() { t.checking.Store(false) }
 
 // lookInBackground waits for what state covers in place of a read that does not, so that the delay is measured, unless that
 // is under way or has just been done.
 func (t *tracker) lookInBackground(state sessionState) {
-	now := uptime()
-	if now-time.Duration(t.lookedAt.Load()) < lookPause || !t.looking.CompareAndSwap(false, true) {
-		return
+	if t.looking.take(lookPause) {
+		t.inTurn(&t.looking, func(ctx context.Context) {
+			if errors.Is(t.wait(ctx, state, 0, lookTime), errNotReplayed) {
+				t.miss(state)
+			}
+		})
 	}
-	t.lookedAt.Store(int64(now))
+}
+
+// inTurn runs f in the background, and then ends the turn that was taken for it.
+func (t *tracker) inTurn(turn *turn, f func(context.Context)) {
 	if !t.background(func(ctx context.Context) {
-		defer t.looking.Store(false)
-		if errors.Is(t.wait(ctx, state, 0, lookTime), errNotReplayed) {
-			t.miss(state)
-		}
+		defer turn.end()
+		f(ctx)
 	}) {
-		t.looking.Store(false)
+		turn.end()
 	}
 }
 

@@ -225,7 +225,7 @@ func TestMissEndsWithTheLag(t *testing.T) {
 	thaw()
 	noError(t, cluster.Server("ord").WaitReplayed(ctx))
 
-	soon := func() { tracker.checkedAt.Store(0) }
+	soon := func() { tracker.checking.takenAt.Store(0) }
 	soon()
 	if !tracker.beginCheck() {
 		t.Fatal("nobody has to check")
@@ -234,7 +234,7 @@ func TestMissEndsWithTheLag(t *testing.T) {
 	if replicaServes(t, ctx, pool) {
 		t.Error("two reads check at the same time")
 	}
-	tracker.endCheck()
+	tracker.checking.end()
 	soon()
 	if !replicaServes(t, ctx, pool) {
 		t.Error("a read is kept from a replica that has caught up")

@@ -45,10 +45,9 @@ const unknownLag = time.Duration(1<<63 - 1)
 type staleness struct {
 	limit time.Duration // MaxReplicaLag, 0 for none
 
-	asked  atomic.Int64 // when the latest report was asked for, in nanoseconds since 1970
-	tooFar atomic.Int64 // the lag by that report if it is over the limit, in nanoseconds, else 0
-	// checkedAt is when a report was last asked for to keep these up to date, in nanoseconds since 1970.
-	checkedAt atomic.Int64
+	asked    atomic.Int64 // when the latest report was asked for, in nanoseconds since 1970
+	tooFar   atomic.Int64 // the lag by that report if it is over the limit, in nanoseconds, else 0
+	checking turn         // to ask for a report so that these are up to date
 
 	mu       sync.Mutex // guards the following fields
 	latest   uint64     // when the latest report was asked for, by this process's clock
@@ -143,33 +142,22 @@ const clockSetBack = time.Minute
 // checkPause returns how old a report may be until the next is asked for.
 func (s *staleness) checkPause() time.Duration { return min(s.limit/4, maxCheckPause) }
 
-// claimCheck reports whether a report is to be asked for, at a time in nanoseconds since 1970. Of concurrent callers it tells
-// one.
-func (s *staleness) claimCheck(now int64, pause time.Duration) bool {
-	at := s.checkedAt.Load()
-	since := now - at
-	return (since < 0 || since >= int64(pause)) && s.checkedAt.CompareAndSwap(at, now)
-}
-
 // isTooFar reports whether the server is further behind than the limit allows, by its latest report.
 func (s *staleness) isTooFar() bool { return s.tooFar.Load() > 0 }
 
 // checkLag keeps what is known of the replica's lag up to date while it is read from. It returns the error of a read if the
-// replica is further behind than the limit allows, unless that serves too. A replica that has told nothing for as long as that is asked on conn, and
-// else in the background. now is in nanoseconds since 1970.
+// replica is further behind than the limit allows, unless that serves too. A replica that has told nothing for longer than the
+// limit is asked on conn, and else in the background. now is in nanoseconds since 1970.
 func (r *replica) checkLag(ctx context.Context, rt *route, conn *pgx.Conn, now int64) error {
 	s := &r.tracker.staleness
 	if s.limit == 0 {
 		return nil
 	}
 	if age := now - s.asked.Load(); age >= int64(s.checkPause()) || age < -int64(clockSetBack) {
-		switch {
-		case age > int64(s.limit):
-			if _, err := r.ask(ctx, conn, sessionState{}); err != nil {
-				return err
-			}
-		default:
-			r.checkLagInBackground(now, s.checkPause())
+		if age <= int64(s.limit) {
+			r.tracker.observeInBackground(&s.checking, s.checkPause())
+		} else if _, err := r.ask(ctx, conn, sessionState{}); err != nil {
+			return err
 		}
 	}
 	if s.isTooFar() && !rt.farBehind {
@@ -184,15 +172,8 @@ func (r *replica) leftAlone(rt *route) bool {
 	if !r.tracker.staleness.isTooFar() || rt.wants == wantsRecent {
 		return false
 	}
-	r.checkLagInBackground(time.Now().UnixNano(), minCheckPause)
+	r.tracker.observeInBackground(&r.tracker.staleness.checking, minCheckPause)
 	return !rt.farBehind
-}
-
-// checkLagInBackground asks the replica in the background, if that was last done a pause before now at least.
-func (r *replica) checkLagInBackground(now int64, pause time.Duration) {
-	if r.tracker.staleness.claimCheck(now, pause) {
-		r.tracker.background(func(ctx context.Context) { _, _ = r.tracker.observe(ctx, 0) })
-	}
 }
 
 // tooFarError returns the error of a read that the replica is too far behind for.

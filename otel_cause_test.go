@@ -16,6 +16,12 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
+// hasCause reports whether a span has an error whose message contains a text.
+func hasCause(span sdktrace.ReadOnlySpan, message string) bool {
+	events := span.Events()
+	return len(events) == 1 && strings.Contains(attrIn(attribute.NewSet(events[0].Attributes...), "exception.message"), message)
+}
+
 // checkCause checks what a span tells of the error that brought its statement to the primary.
 func checkCause(t *testing.T, span sdktrace.ReadOnlySpan, message, code string) {
 	t.Helper()

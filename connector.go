@@ -187,7 +187,8 @@ func (c *Config) normalize() (err error) {
 	case !slices.Contains(balances, c.Balance):
 		return fmt.Errorf("invalid Balance (fly_balance): %q is unknown: want one of %q", c.Balance, balances)
 	case len(c.ReplicaWeights) > 0 && c.Balance != BalanceWeighted:
-		return fmt.Errorf("invalid ReplicaWeights: they are for a Balance (fly_balance) of %q, and it is %q", BalanceWeighted, c.Balance)
+		return fmt.Errorf("invalid ReplicaWeights: %v: they are for a Balance (fly_balance) of %q, and it is %q: want no weights, or that Balance",
+			c.ReplicaWeights, BalanceWeighted, c.Balance)
 	case c.MinReplicaWait < 0:
 		return fmt.Errorf("invalid MinReplicaWait (fly_min_replica_wait): %v is negative: want 0 or more, such as 10ms", c.MinReplicaWait)
 	case c.MaxReplicaWait <= 0:

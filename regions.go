@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,7 +45,7 @@ func (c *Config) checkReplicaHosts() error {
 		if err != nil {
 			return invalid("%w", err)
 		}
-		_, address := pgconn.NetworkAddress(name, port)
+		_, address := pgconn.NetworkAddress(normalHost(name), port)
 		if slices.Contains(seen, address) {
 			return invalid("%q is there twice", host)
 		}
@@ -78,6 +79,17 @@ func splitHost(host string, defaultPort uint16) (name string, port uint16, err e
 		return "", 0, fmt.Errorf("%q has the port %q: want 1 to 65535", host, text)
 	}
 	return name, uint16(n), nil
+}
+
+// normalHost returns the form of a host that other ways to write it have too.
+func normalHost(name string) string {
+	if address, err := netip.ParseAddr(name); err == nil {
+		return address.String()
+	}
+	if isLiteral(name) {
+		return name // the folder of a socket
+	}
+	return strings.ToLower(strings.TrimSuffix(name, "."))
 }
 
 // isHostName reports whether s can be the name of a host.
@@ -252,7 +264,7 @@ func (c *Config) checkWeights(hosts []*replicaHost) error {
 		}
 	}
 	if total == 0 && !c.auto() {
-		return fmt.Errorf("invalid ReplicaWeights: all replicas have weight 0, so that nothing could be read from")
+		return fmt.Errorf("invalid ReplicaWeights: %v: all replicas have weight 0: want 1 or more for one of them", c.ReplicaWeights)
 	}
 	return nil
 }

@@ -22,6 +22,15 @@
 // A replica that is further behind than [Config.MaxReplicaLag] serves no read, also none that needs no position, while the
 // primary can be reached. While it cannot, reads go on to run on the replicas.
 //
+// # Several replicas
+//
+// Each address that a host's name has is a replica, with a pool of its own. While the Pool is used, the names are looked up again
+// every [Config.DiscoveryInterval] and when a replica could not be reached: servers that join are read from, and those that leave
+// are let go. [Config.Balance] says which of several replicas a read goes to. One that shows what the read has to see comes
+// before one that does not, and a read waits only if none does, for whichever does first. [Pool.Replicas] tells the state of each.
+//
+// A read that no replica can serve runs on the primary, unless there is [Config.NoFallback].
+//
 // # What a write costs
 //
 // A write takes one round trip, as it does with pgx on the same connection. The first use of a statement on a connection

@@ -372,7 +372,7 @@ func BenchmarkChoose(b *testing.B) {
 				rs := &replicas{balance: balancer{kind: balance}, discovery: &discovery{}}
 				var list []*replica
 				for range n {
-					list = append(list, &replica{region: "ord", host: &replicaHost{region: "ord", weight: 1}, tracker: &tracker{}})
+					list = append(list, &replica{region: "ord", host: &replicaHost{region: "ord", weight: 1}, tracker: &tracker{}, guard: &guard{}})
 				}
 				rs.store(list)
 				b.ReportAllocs()

@@ -18,14 +18,15 @@ func (e *silentError) Error() string {
 
 const (
 	// checkPeriod is how often the connections are checked while a call on one of them is under way.
-	checkPeriod = 500 * time.Millisecond
+	checkPeriod = 250 * time.Millisecond
 	// stuckChecks is how many checks in a row must find the same call under way before the replica is asked.
-	stuckChecks = 3
+	stuckChecks = 2
 )
 
 // guard closes the connections to a replica that no longer answers. A network that drops packets gives no error, and a
-// proxy in between may acknowledge what never arrives. So when a call has been under way for about a second, the replica is
-// asked on another connection. If it answers, the call goes on: a query may take long.
+// proxy in between may acknowledge what never arrives. So when a call has been under way for half a second at most, and the
+// replica has sent nothing on any connection since the last check, it is asked on another connection. If it answers, the call
+// goes on: a query may take long. Until it answers, reads prefer other replicas.
 //
 // A call costs a few atomic operations. The timer runs only while there are calls.
 type guard struct {
@@ -34,15 +35,15 @@ type guard struct {
 	background func(func(context.Context)) bool // runs a function in a goroutine, unless the replica is closed
 	failed     func(error)                      // called with silent when connections were closed
 
-	armed atomic.Bool  // the timer runs, or is about to
-	heard atomic.Bool  // the replica has sent something since the last check
-	peak  atomic.Int32 // how many connections were in use at a time since the last check, as a read knows that has acquired one
+	armed  atomic.Bool  // the timer runs, or is about to
+	heard  atomic.Bool  // the replica has sent something since the last check
+	asking atomic.Bool  // the replica is asked; mu is held to set it
+	peak   atomic.Int32 // how many connections were in use at a time since the last check, as a read knows that has acquired one
 
 	// mu guards the following fields, and the fields seen and checks of the connections.
 	mu     sync.Mutex
 	conns  map[*guardedConn]struct{}
 	timer  *time.Timer
-	asking bool
 	closed bool
 }
 
@@ -119,8 +120,8 @@ func (g *guard) check() {
 		}
 		stuck = stuck || c.checks >= stuckChecks
 	}
-	if stuck && !g.asking {
-		g.asking = g.background(g.ask)
+	if stuck && !g.heard.Load() && !g.asking.Load() {
+		g.asking.Store(g.background(g.ask))
 	}
 	if busy {
 		g.timer.Reset(checkPeriod)
@@ -138,11 +139,11 @@ func (g *guard) check() {
 
 // ask asks the replica. If it does not answer, ask closes the connections whose calls are stuck by then.
 func (g *guard) ask(ctx context.Context) {
-	answers := g.answers(ctx)
+	answers := g.answers(ctx) || g.heard.Load()
 
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.asking = false
+	defer g.asking.Store(false) // last: the replica has failed by then if it does not answer
 	if ctx.Err() != nil {
 		return
 	}

@@ -41,6 +41,8 @@ const (
 	watcherIdleTime = 30 * time.Second
 	// watcherTimeout bounds how long a watcher tries to connect and waits for an answer.
 	watcherTimeout = 2 * time.Second
+	// answerTimeout bounds how long a replica that sends nothing is waited for on the connection that there is.
+	answerTimeout = 500 * time.Millisecond
 )
 
 // tracker follows how far one region's replica has replayed, and wakes the reads that wait for a position. One goroutine,
@@ -349,11 +351,11 @@ func (t *tracker) inTurn(turn *turn, f func(context.Context)) {
 	}
 }
 
-// answers reports whether the replica answers within a few seconds. It asks twice, because the watcher's connection may be
-// dead although the replica is alive: the second time the connection is new.
+// answers reports whether the replica answers within watcherTimeout and a bit. It asks twice, because the watcher's connection
+// may be dead although the replica is alive: the second time the connection is new.
 func (t *tracker) answers(ctx context.Context) bool {
 	before := clock.Add(1)
-	for _, limit := range []time.Duration{watcherTimeout / 2, watcherTimeout} {
+	for _, limit := range []time.Duration{answerTimeout, watcherTimeout} {
 		limited, cancel := context.WithTimeout(ctx, limit)
 		_, err := t.observe(limited, 0)
 		cancel()

@@ -108,7 +108,7 @@ type misfortune struct {
 }
 
 // silentTime is how long a mishap lasts that gives no error: longer than it takes a pool to notice it.
-const silentTime = stuckChecks*checkPeriod + watcherTimeout/2 + watcherTimeout + time.Second
+const silentTime = stuckChecks*checkPeriod + answerTimeout + watcherTimeout + time.Second
 
 var mishaps = []mishap{
 	{"killed", 300 * time.Millisecond, func(l *faultLab, s *pgcluster.Server) func() {

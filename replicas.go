@@ -51,7 +51,7 @@ func (rs *replicas) store(list []*replica) {
 func (rs *replicas) choose(rt *route, state sessionState, tried []*replica) *replica {
 	var spare *replica
 	for _, group := range rs.current.Load().groups {
-		if r := rs.balance.guess(group); r != nil && fits(rt, r, tried) && !r.notPreferred() && (len(group) == 1 || r.shows(rt, state)) {
+		if r := rs.balance.guess(group); r != nil && fits(rt, r, tried) && !r.isSpare() && (len(group) == 1 || r.shows(rt, state)) {
 			return r
 		}
 		r, other := rs.chooseOf(rt, group, state, tried)
@@ -65,15 +65,17 @@ func (rs *replicas) choose(rt *route, state sessionState, tried []*replica) *rep
 	return spare
 }
 
-// chooseOf is choose for one group. spare is a replica that is not preferred, if there is no other.
+// chooseOf is choose for one group. spare is one that isSpare, if there is no other.
 func (rs *replicas) chooseOf(rt *route, group []*replica, state sessionState, tried []*replica) (chosen, spare *replica) {
 	var room [64]*replica // so that a choice among a few replicas allocates nothing
 	fit := room[:0]
 	for _, r := range group {
 		switch {
 		case !fits(rt, r, tried):
-		case r.notPreferred():
-			spare = r
+		case r.isSpare():
+			if spare == nil || !r.guard.asking.Load() {
+				spare = r
+			}
 		default:
 			fit = append(fit, r)
 		}
@@ -104,7 +106,7 @@ func fits(rt *route, r *replica, tried []*replica) bool {
 // hasPreferred reports whether there is a better replica to try than r, which is not preferred.
 func (rs *replicas) hasPreferred(r *replica, tried []*replica) bool {
 	other := rs.choose(&route{}, sessionState{}, append(slices.Clone(tried), r))
-	return other != nil && !other.notPreferred()
+	return other != nil && !other.isSpare()
 }
 
 // farBehind reports whether replicas are left alone because they are too far behind.
@@ -202,6 +204,10 @@ func (r *replica) shows(rt *route, state sessionState) bool {
 	return latest != nil && (r.tracker.verdict(latest, state) == caughtUp ||
 		rt.wants == wantsRecent && r.tracker.showsUntil(latest, rt.maxLag, time.Now()))
 }
+
+// isSpare reports whether reads go to the replica only if there is no other: it is not preferred, or it has not answered for a
+// while and is asked whether it still does.
+func (r *replica) isSpare() bool { return r.notPreferred() || r.guard.asking.Load() }
 
 // notPreferred reports whether the replica is no standby, where standbys are preferred.
 func (r *replica) notPreferred() bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -158,6 +159,43 @@ func TestReplicaFallsSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	silence(t, cluster, name)
+}
+
+// TestSilentReplicaIsAvoided drops all packets to one of two replicas. As soon as it is asked whether it still answers, reads go to
+// the other one.
+func TestSilentReplicaIsAvoided(t *testing.T) {
+	cluster := sharedCluster(t)
+	link := cluster.Link("ord", "ord")
+	t.Cleanup(link.Restore)
+	ctx := t.Context()
+	pool := poolIn(t, cluster, "ord", inBoth, func(c *Config) { c.Balance, c.MaxConns = BalanceRoundRobin, 50 })
+	read := func() error { return pool.QueryRow(ctx, "select 1").Scan(new(int)) }
+	ord := pool.replicas.in("ord")
+	eventually(t, "ord has an idle connection", func() bool {
+		noError(t, read())
+		return ord.hasIdle()
+	})
+
+	link.Stall()
+	var stuck sync.WaitGroup
+	for range 2 { // in turn
+		stuck.Go(func() {
+			if err := read(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	eventually(t, "ord is asked", ord.guard.asking.Load)
+	for ord.health.good() {
+		if r := pool.replicas.choose(&route{}, sessionState{}, nil); r == ord {
+			t.Error("a read goes to a replica that does not answer")
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	stuck.Wait()
+	link.Restore()
+	unused(t, pool)
 }
 
 // TestReplicaFallsSilentWithTLS does it with encrypted connections.

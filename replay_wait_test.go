@@ -299,3 +299,26 @@ func TestPrivileges(t *testing.T) {
 	neverStale(t, "with privileges", pool, name, nil)
 	awaitReplica(t, ctx, pool)
 }
+
+// TestWaitForALeavingReplica waits for two replicas. One is let go, and the other one cannot be asked: the read gets the error of
+// that one, and not that the pool is closed.
+func TestWaitForALeavingReplica(t *testing.T) {
+	cluster := sharedCluster(t)
+	pool := poolIn(t, cluster, "ord", namesFor(cluster, "ord", "syd").into)
+	readOn(t, cluster, pool, "ord", "syd")
+	stays, leaves := found(pool)[0].tracker, found(pool)[1].tracker
+	leaves.endWaits()
+	unreachable := errors.New("cannot be asked")
+	go func() {
+		for waits := false; !waits; {
+			stays.mu.Lock()
+			waits = len(stays.waiters) > 0
+			stays.mu.Unlock()
+		}
+		stays.wakeAll(unreachable)
+	}()
+	_, err := waitTrackers(t.Context(), []*tracker{stays, leaves}, sessionState{position: 1 << 60}, 0, time.Minute)
+	if err != unreachable {
+		t.Errorf("%v, want %v", err, unreachable)
+	}
+}

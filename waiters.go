@@ -79,7 +79,8 @@ func (rs *replicas) waitAll(ctx context.Context, state sessionState, after uint6
 
 // waitTrackers waits until one of several replicas has replayed what state covers, and returns its tracker. Of the first one only
 // reports count that were asked for after a time of clock. The errors are those of tracker.wait. That of a replica which
-// cannot be asked, or for which the primary has to be asked for another position, is returned if the others have ended too.
+// cannot be asked, or for which the primary has to be asked for another position, is returned if the others have ended too. errClosedPool is returned only if
+// all are closed.
 func waitTrackers(ctx context.Context, trackers []*tracker, state sessionState, after uint64, limit time.Duration) (*tracker, error) {
 	latest := func() (shows *tracker, err error) {
 		for i, t := range trackers {
@@ -131,7 +132,7 @@ func waitTrackers(ctx context.Context, trackers []*tracker, state sessionState, 
 				end.tracker.delay.shown(state, began)
 				return end.tracker, nil
 			}
-			if failed == nil || errors.Is(end.err, errOutdated) {
+			if failed == nil || errors.Is(failed, errClosedPool) || errors.Is(end.err, errOutdated) {
 				failed = end.err
 			}
 			left--

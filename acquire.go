@@ -25,7 +25,7 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	if err != nil || rt.to == targetPrimary {
 		return nil, nil, err
 	}
-	var tried attempts
+	tried := rt.lost
 	for {
 		rep := rd.choose(ctx, rt, state, &tried)
 		if rep == nil {
@@ -48,6 +48,10 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 				return nil, nil, result
 			}
 			tried.add(rt, rep, err)
+			if causeReason(err) == becauseLag {
+				// No reserve serves in place of a replica that can be reached.
+				tried.replicas = append(tried.replicas, rd.replicas.reserves()...)
+			}
 		case rep.notPreferred() && rd.replicas.hasPreferred(rep, tried.replicas):
 			// The connection has told that it is no standby. A standby is tried first.
 			from.release(rep, conn)
@@ -137,10 +141,7 @@ func (rd *reads) afterError(ctx context.Context, rt *route, rep *replica, err er
 		return rep.left.Load(), err
 	case why == becauseBehind: // another one may be less behind
 		return true, nil
-	case why == becauseLag || errors.Is(err, context.DeadlineExceeded): // the read has waited long enough
-		if !rt.mayFallBack() {
-			return false, err
-		}
+	case rt.mayFallBack() && (why == becauseLag || errors.Is(err, context.DeadlineExceeded)): // the read has waited long enough
 		rt.fallBack(why, err)
 		return false, nil
 	}
@@ -203,6 +204,8 @@ func acquireFresh[C pooledConn](ctx context.Context, rd *reads, rt *route, rep *
 		return rep, nil, errOutdated
 	case rt.wants == wantsRecent && rt.mayFallBack():
 		return rep, nil, ErrReplicaLag
+	case rt.waited:
+		return rep, nil, rep.lagError(rep.tracker.latest.Load(), state)
 	}
 	candidates, err := rd.candidates(rt, rep, state)
 	if err != nil {
@@ -229,7 +232,7 @@ func (rd *reads) judge(ctx context.Context, rt *route, rep *replica, conn *pgx.C
 	if checks {
 		defer rep.tracker.checking.end()
 	}
-	if !checks && !pooled(conn) && rt.wants != wantsRecent {
+	if !checks && !rt.waited && !pooled(conn) && rt.wants != wantsRecent {
 		return behind, nil
 	}
 	v, err := rep.ask(ctx, conn, state)
@@ -279,7 +282,9 @@ func await[C pooledConn](ctx context.Context, rd *reads, rt *route, candidates [
 		limit = rd.primary.maxWait
 	}
 	wait := rd.telemetry.startWait(ctx, candidates[0].region, state.position)
+	began := uptime()
 	rep, conn, err := awaitReplay(ctx, candidates, from, state, opened, limit)
+	rt.waited = uptime()-began >= limit
 	wait.region = rep.region
 	found := rep.tracker.replayed()
 	switch {

@@ -265,6 +265,87 @@ func TestNoFallback(t *testing.T) {
 			}
 		}
 	})
+	briefly := func(c *Config) { c.MaxReplicaWait = 300 * time.Millisecond }
+	both := func(c *Config) { c.ConnConfig.LookupFunc = namesFor(cluster, "ord", "syd").LookupHost }
+	t.Run("one of two is gone", func(t *testing.T) {
+		for what, read := range readsOf(name) {
+			pool := poolIn(t, cluster, "ord", both, noFallback)
+			readOn(t, cluster, pool, "ord", "syd")
+			link := cluster.Link("ord", "syd")
+			link.Cut()
+			for range 4 {
+				if err := read(ctx, pool); err != nil {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			link.Restore()
+		}
+	})
+	t.Run("one of two is silent", func(t *testing.T) {
+		pool := poolIn(t, cluster, "ord", both, noFallback, briefly)
+		readOn(t, cluster, pool, "ord", "syd")
+		pool.Reset()
+		link := cluster.Link("ord", "syd")
+		link.Stall()
+		t.Cleanup(link.Restore)
+		for what, read := range readsOf(name) {
+			if err := read(ctx, pool); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	})
+	t.Run("one of two is busy", func(t *testing.T) {
+		pool := poolIn(t, cluster, "ord", both, noFallback, briefly, func(c *Config) { c.MaxConns = 1 })
+		readOn(t, cluster, pool, "ord", "syd")
+		rows, err := pool.Query(ctx, "select generate_series(1, 10)")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		for what, read := range readsOf(name) {
+			if err := read(ctx, pool); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	})
+	t.Run("one of two is lost behind a batch's first result", func(t *testing.T) {
+		pool := poolIn(t, cluster, "ord", both, noFallback)
+		readOn(t, cluster, pool, "ord", "syd")
+		results := pool.SendBatch(ctx, batchOf("select current_setting('port')", "select repeat('x', 10000000)", "select current_setting('port')"))
+		var before, after, long string
+		if err := results.QueryRow().Scan(&before); err != nil {
+			t.Fatal(err)
+		}
+		for _, server := range []string{"ord", "syd"} {
+			if strings.HasSuffix(cluster.Server(server).Addr(), ":"+before) {
+				link := cluster.Link("ord", server)
+				link.Cut()
+				t.Cleanup(link.Restore)
+			}
+		}
+		if err := errors.Join(results.QueryRow().Scan(&long), results.QueryRow().Scan(&after), results.Close()); err != nil {
+			t.Error(err)
+		}
+		if len(long) != 10000000 || after == before || strings.HasSuffix(cluster.Leader().Addr(), ":"+after) {
+			t.Errorf("the batch has moved from %s to %s, and a row has %d bytes", before, after, len(long))
+		}
+	})
+	t.Run("the nearest lags", func(t *testing.T) {
+		pool := poolIn(t, cluster, "ord", noFallback, briefly, func(c *Config) { c.ReplicaRegions = []string{"ord", "syd"} })
+		awaitReplica(t, ctx, pool)
+		freeze(t, cluster)
+		if err := execs(ctx, pool, insertText(name, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := cluster.Server("syd").WaitReplayed(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for what, read := range readsOf(name) {
+			if err := read(ctx, pool); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	})
 	t.Run("refused", func(t *testing.T) {
 		pool := poolIn(t, cluster, "ord", noFallback, func(c *Config) { c.Functions = map[string]Access{name + "_insert": Read} })
 		writer := name + "_insert"

@@ -25,7 +25,7 @@ type replicaBatch struct {
 	queries []pgx.QueuedQuery // what the caller's batch was when it was sent
 	next    int               // of queries, whose result is next
 	rows    *replicaRows      // of the latest query, if the replica answers it
-	moved   bool              // the primary answers
+	moved   bool              // another server answers
 	failed  bool              // an error was returned to the app, so that no query moves any more
 	stop    error             // what the remaining callbacks return instead of being run
 	closing bool              // Close runs, which uses the connection until it ends
@@ -52,7 +52,11 @@ func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.Bat
 		for i, q := range b.QueuedQueries {
 			sent.QueuedQueries[i].Arguments = q.Arguments
 		}
-		return conn.SendBatch(ctx, sent), nil
+		results := conn.SendBatch(ctx, sent)
+		if conn.Conn().IsClosed() {
+			return nil, results.Close()
+		}
+		return results, nil
 	})
 	if rt.to == targetPrimary {
 		return nil
@@ -125,7 +129,7 @@ func (b *replicaBatch) callback() error {
 	return nil
 }
 
-// move sends the query whose result was err, and all after it, to the primary if that is allowed.
+// move sends the query whose result was err, and all after it, to another server if that is allowed.
 func (b *replicaBatch) move(err error) (moved bool) {
 	if b.moved || b.closed || b.next > len(b.queries) {
 		return false
@@ -141,8 +145,10 @@ func (b *replicaBatch) move(err error) (moved bool) {
 	b.stop = err
 	_ = b.BatchResults.Close()
 	b.stop = nil
-	why := b.reads.router.fallbackReason(b.ctx, &b.route, b.conn.Conn(), b.queries[b.next-1].SQL, err)
-	if why == "" {
+	rt := b.route
+	why := b.reads.router.fallbackReason(b.ctx, &rt, b.conn.Conn(), b.queries[b.next-1].SQL, err)
+	another := why == "" && rt.triesAnother(b.ctx, b.conn.Conn())
+	if why == "" && !another {
 		b.failed = true
 		return false
 	}
@@ -150,7 +156,16 @@ func (b *replicaBatch) move(err error) (moved bool) {
 	if !b.closing {
 		b.release()
 	}
-	b.BatchResults = b.reads.primary.sendBatch(b.ctx, b.route.onPrimary(why), b.from(b.next-1))
+	rest := b.from(b.next - 1)
+	if another {
+		rt.lost.add(&rt, b.replica, err)
+		if b.BatchResults = b.reads.sendBatch(b.ctx, &rt, rest); rt.to == targetReplica {
+			return true
+		}
+	} else {
+		rt.toPrimary(why)
+	}
+	b.BatchResults = b.reads.primary.sendBatch(b.ctx, &rt, rest)
 	return true
 }
 

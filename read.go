@@ -28,9 +28,20 @@ func (r *replicaRead[C]) release() {
 // the route leads to the primary, the caller must run the read there: the caller has seen nothing of it yet. Otherwise the
 // error is the read's. A read that has not failed keeps its connection until it is released.
 func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, from connSource[C], sql string, run func(C) (T, error)) (result T, read replicaRead[C], err error) {
+	for {
+		var another bool
+		if result, read, another, err = tryReplica(ctx, rd, rt, from, sql, run); !another {
+			return result, read, err
+		}
+	}
+}
+
+// tryReplica runs a read on one replica for onReplica. It reports whether to try another one, as this one has lost the read and it
+// may not run on the primary.
+func tryReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, from connSource[C], sql string, run func(C) (T, error)) (result T, read replicaRead[C], another bool, err error) {
 	rep, conn, err := acquireReplica(ctx, rd, rt, from)
 	if conn == nil {
-		return result, read, err
+		return result, read, false, err
 	}
 	read = replicaRead[C]{reads: rd, replica: rep, from: from, conn: conn}
 	ran := false
@@ -42,14 +53,19 @@ func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, f
 
 	result, err = run(conn)
 	ran = true
-	if err != nil {
-		if why := rd.router.fallbackReason(ctx, rt, conn.Conn(), sql, err); why != "" {
-			rt.toPrimary(why)
-		}
-		return result, read, err
+	if err == nil {
+		rd.router.served(rt, sql)
+		return result, read, false, nil
 	}
-	rd.router.served(rt, sql)
-	return result, read, nil
+	why := rd.router.fallbackReason(ctx, rt, conn.Conn(), sql, err)
+	switch {
+	case why != "":
+		rt.toPrimary(why)
+	case rt.triesAnother(ctx, conn.Conn()):
+		rt.lost.add(rt, rep, err)
+		another = true
+	}
+	return result, read, another, err
 }
 
 // exec runs a statement on a replica.

@@ -151,6 +151,11 @@ func (rs *replicas) inUse() []*replica {
 	return slices.DeleteFunc(slices.Clone(rs.list()), (*replica).unneeded)
 }
 
+// reserves returns the replicas that are read from only if none of the others can be reached.
+func (rs *replicas) reserves() []*replica {
+	return slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return !r.host.reserve })
+}
+
 // unneeded reports whether the replica is a reserve that no read has ever needed, or that was not found.
 func (r *replica) unneeded() bool { return r.host.reserve && r.address.Load() == nil }
 

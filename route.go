@@ -49,10 +49,20 @@ type route struct {
 	noFallback bool
 	// farBehind says that replicas serve however far they are behind, as the primary cannot be reached.
 	farBehind bool
+	// waited says that the read has waited for a position for as long as it may. Other replicas serve it only without a wait.
+	waited bool
+	// lost are the replicas that have lost the read, if it may not run on the primary.
+	lost attempts
 }
 
 // mayFallBack reports whether a read may run on the primary because no replica can serve it.
 func (r *route) mayFallBack() bool { return r.target != targetReplica && !r.noFallback }
+
+// triesAnother reports whether a read that failed on conn is to run on another replica: this one has lost it, and it may not
+// run on the primary.
+func (r *route) triesAnother(ctx context.Context, conn *pgx.Conn) bool {
+	return r.noFallback && r.target == targetAny && ctx.Err() == nil && conn.IsClosed()
+}
 
 // errRefusedBefore is the cause of a statement that is not tried on a replica.
 var errRefusedBefore = errors.New("flyregion: a replica has refused a statement of this shape before")

@@ -54,6 +54,7 @@ type tracker struct {
 	ctx       context.Context              // ends when the tracker stops
 	stop      context.CancelFunc
 	latest    atomic.Pointer[report] // the report that was asked for last, of any server of the region
+	streamed  atomic.Pointer[report] // likewise, of a server that streamed: only such a report proves anything
 	missed    atomic.Pointer[miss]   // the latest wait in vain, nil if there was none lately
 	delay     replayDelay
 	roundTrip movingAverage // of questions for a report
@@ -117,10 +118,10 @@ func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, li
 	return err
 }
 
-// checkLatest reports whether the latest report ends a wait, and with which error. A report that was asked for before a
-// time of clock does not count.
+// checkLatest reports whether the latest report that proves anything ends a wait, and with which error. A report that was
+// asked for before a time of clock does not count.
 func (t *tracker) checkLatest(state sessionState, after uint64) (done bool, err error) {
-	o := t.latest.Load()
+	o := t.streamed.Load()
 	if o == nil || o.asked <= after {
 		return false, nil
 	}
@@ -143,14 +144,9 @@ func (t *tracker) replayed() LSN {
 
 // note takes account of a report from a server of the region.
 func (t *tracker) note(o *report) {
-	for {
-		old := t.latest.Load()
-		if old != nil && old.asked > o.asked {
-			break
-		}
-		if t.latest.CompareAndSwap(old, o) {
-			break
-		}
+	storeLater(&t.latest, o)
+	if o.streams {
+		storeLater(&t.streamed, o)
 	}
 	if o.took > 0 {
 		t.roundTrip.add(o.took)
@@ -160,6 +156,16 @@ func (t *tracker) note(o *report) {
 	t.recheckMiss()
 	if t.followsNewer(o) && t.reconnects.allow(t.primary.Load()) {
 		t.reconnects.reconnect()
+	}
+}
+
+// storeLater stores a report in p, unless p has one that was asked for later.
+func storeLater(p *atomic.Pointer[report], o *report) {
+	for {
+		old := p.Load()
+		if old != nil && old.asked > o.asked || p.CompareAndSwap(old, o) {
+			return
+		}
 	}
 }
 
@@ -173,7 +179,7 @@ func (t *tracker) miss(state sessionState) {
 
 // recheckMiss forgets the wait in vain if the replica has replayed its position by now.
 func (t *tracker) recheckMiss() {
-	m, o := t.missed.Load(), t.latest.Load()
+	m, o := t.missed.Load(), t.streamed.Load()
 	if m != nil && o != nil && t.verdict(o, m.state) == caughtUp {
 		t.missed.CompareAndSwap(m, nil)
 	}

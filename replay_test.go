@@ -210,7 +210,7 @@ func TestTrackerWakes(t *testing.T) {
 	left := enter(60, 0)
 	tracker.remove(left)
 	see := func(replayed LSN, asked uint64) {
-		r := &report{server: 1, system: 1, timeline: 1, recovering: true, position: replayed, received: replayed, asked: asked}
+		r := &report{server: 1, system: 1, timeline: 1, recovering: true, streams: true, position: replayed, received: replayed, asked: asked}
 		tracker.note(r)
 		tracker.wake(r)
 	}

@@ -100,7 +100,7 @@ func TestAnswerWithTheTimer(t *testing.T) {
 		tracker.mu.Unlock()
 	}()
 	see := func(position LSN) {
-		tracker.note(&report{asked: clock.Add(1), server: 1, system: 1, timeline: 1, recovering: true, position: position, received: position})
+		tracker.note(&report{asked: clock.Add(1), server: 1, system: 1, timeline: 1, recovering: true, streams: true, position: position, received: position})
 	}
 	see(50)
 	state := sessionState{position: 100, origin: 7}

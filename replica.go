@@ -57,10 +57,20 @@ func (e *ReplicaLagError) Is(target error) bool { return target == ErrReplicaLag
 // and pgxpool when it closes the connection.
 type replicaConn struct {
 	report *report // the latest one of this connection
-	opened uint64  // when the first report had been received, by this process's clock
-	held   bool    // it counts in the replica's held
-	closed bool    // it no longer counts in the replica's open
-	row    rowMemory
+	// streamed is the latest one by which the server streamed, nil if there is none: see trust.
+	streamed *report
+	opened   uint64 // when the first report had been received, by this process's clock
+	held     bool   // it counts in the replica's held
+	closed   bool   // it no longer counts in the replica's open
+	row      rowMemory
+}
+
+// told takes account of a report on this connection.
+func (c *replicaConn) told(o *report) {
+	c.report = o
+	if o.streams {
+		c.streamed = o
+	}
 }
 
 // openedAt returns when a connection was opened, by this process's clock.
@@ -311,10 +321,12 @@ func (r *replica) verdict(conn *pgx.Conn, state sessionState) verdict {
 	if c.report.pooled {
 		return behind // the server behind the pooler may have crashed since, and have replayed less now
 	}
-	if v := r.tracker.verdict(c.report, state); v != behind {
-		return v
+	if c.streamed != nil {
+		if v := r.tracker.verdict(c.streamed, state); v != behind {
+			return v
+		}
 	}
-	o := r.tracker.latest.Load()
+	o := r.tracker.streamed.Load()
 	if o == nil || o.server != c.report.server || o.asked <= c.opened {
 		return behind
 	}
@@ -338,9 +350,12 @@ func (r *replica) ask(ctx context.Context, conn *pgx.Conn, state sessionState) (
 		}
 		return behind, err
 	}
-	replicaConnOf(conn).report = &report
+	replicaConnOf(conn).told(&report)
 	r.tracker.note(&report)
-	return r.tracker.verdict(&report, state), nil
+	if v := r.tracker.verdict(&report, state); v != behind {
+		return v, nil
+	}
+	return r.verdict(conn, state), nil // by an earlier report, if the server does not stream now
 }
 
 // pooled reports whether a connection leads to a pooler.
@@ -390,7 +405,9 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	if err := r.tracker.checkCluster(&report, r.region); err != nil {
 		return err
 	}
-	conn.CustomData()[customDataKey] = &replicaConn{report: &report, opened: clock.Add(1)}
+	c := &replicaConn{opened: clock.Add(1)}
+	c.told(&report)
+	conn.CustomData()[customDataKey] = c
 	r.tracker.note(&report)
 	r.discovery.set.markAliases(r.host)
 	return nil

@@ -205,9 +205,8 @@ func (r *replica) shows(rt *route, state sessionState) bool {
 	if state.position == 0 {
 		return true
 	}
-	latest := r.tracker.latest.Load()
-	return latest != nil && (r.tracker.verdict(latest, state) == caughtUp ||
-		rt.wants == wantsRecent && r.tracker.showsUntil(latest, rt.maxLag, time.Now()))
+	o := r.tracker.streamed.Load()
+	return o != nil && (r.tracker.verdict(o, state) == caughtUp || rt.wants == wantsRecent && r.tracker.showsUntil(o, rt.maxLag, time.Now()))
 }
 
 // isSpare reports whether reads go to the replica only if there is no other: it is not preferred, or it has not answered for a

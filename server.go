@@ -46,35 +46,41 @@ type report struct {
 	// timeline is that of a primary's log. A standby's log is of this timeline or a newer one; of exactly this one if it
 	// streams and the role may see that. It is 0 if the role may not see it.
 	timeline int
-	version  int // server_version_num, such as 150018
 	// wallTime is what the server's clock showed.
 	wallTime serverTime
 	// committed is when the last transaction that a standby has replayed was committed, by the clock of its primary. It is 0
 	// if the standby has replayed none since it was started.
 	committed serverTime
-	// streams says that the standby's WAL receiver runs. It is true if the role may not see that.
+	// streams says that a standby's WAL receiver streams, or just that it runs if the role may not see more. It is true for any
+	// other server.
 	streams bool
+	version int // server_version_num, such as 150018
 }
 
 // serverTime is a time in microseconds since 1970, by the clock of one server. Those of two machines differ.
 type serverTime int64
 
 // reportSQL works on PostgreSQL 10 and newer. A standby's position is read before its timeline, so that the timeline holds
-// for all that comes before the position. The timeline that a standby streams is null for roles without the privileges of
-// pg_read_all_stats. The control file is updated at the next restartpoint.
+// for all that comes before the position. What the WAL receiver does is read in one call, as the receiver may end between
+// two. For roles without the privileges of pg_read_all_stats all of it is null but the pid. The control file is updated at
+// the next restartpoint.
 const (
 	reportSQL = reportStart +
 		`case when pg_catalog.pg_is_in_recovery() then greatest(` +
 		`(select timeline_id from pg_catalog.pg_control_checkpoint()), ` +
-		`(select min_recovery_end_timeline from pg_catalog.pg_control_recovery()), ` +
-		`(select received_tli from pg_catalog.pg_stat_get_wal_receiver())) ` +
+		`(select min_recovery_end_timeline from pg_catalog.pg_control_recovery())) ` +
 		`else ` + primaryTimeline + ` end, ` +
 		`(select system_identifier from pg_catalog.pg_control_system()), ` +
-		`not pg_catalog.pg_is_in_recovery() or (select pid is not null from pg_catalog.pg_stat_get_wal_receiver())`
+		`(select case when status = 'streaming' then received_tli when status is null and pid is not null then ` + hiddenTimeline +
+		` else ` + noReceiver + ` end from pg_catalog.pg_stat_get_wal_receiver())`
 
 	// unprivilegedReportSQL is for a role that may not call the functions of reportSQL.
 	unprivilegedReportSQL = reportStart +
-		`case when pg_catalog.pg_is_in_recovery() then 0 else ` + primaryTimeline + ` end, 0, true`
+		`case when pg_catalog.pg_is_in_recovery() then 0 else ` + primaryTimeline + ` end, 0, ` + hiddenTimeline
+
+	// These stand for the timeline that a standby streams where there is none to see.
+	hiddenTimeline = "0"
+	noReceiver     = "-1"
 
 	reportStart = `select (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint, ` +
 		`pg_catalog.current_setting('server_version_num'), ` +
@@ -211,7 +217,11 @@ func parseReport(row [][]byte, asked uint64, at time.Time, conn *pgconn.PgConn) 
 		committed:       serverTime(number(9, "pg_last_xact_replay_timestamp")),
 		timeline:        int(number(10, "timeline")),
 		system:          uint64(number(11, "system_identifier")),
-		streams:         string(row[12]) == "t",
+	}
+	streamed := int(number(12, "received_tli"))
+	r.streams = !r.recovering || streamed >= 0
+	if r.recovering {
+		r.timeline = max(r.timeline, streamed)
 	}
 	if r.received > 0 {
 		// A standby that begins to stream reports the beginning of a WAL file, which may be before its replay position.

@@ -17,6 +17,9 @@ import (
 //     there, all that it has replayed is in the primary's log. If neither says so it may hold a lost branch, follow the
 //     primary that was demoted or one of its standbys, or replay what it had when it was killed. If it is on a newer
 //     timeline, there is a newer primary, and the process has to connect to that one.
+//   - A standby that does not stream may have gone over to a newer timeline which its control file does not have yet. So its
+//     reports prove nothing. An earlier report still does, by which it streamed, as a server keeps what it has replayed
+//     unless it crashes. That ends its connections. So an earlier report counts for the connections that were open then.
 //   - A primary that was put back to an older copy of itself goes on with the same timeline and uses positions again that
 //     its standbys have already. So does a primary that was promoted at the same time as another one. When another
 //     server reports that it is the primary, what a standby has received by then may be of the lost branch. So each
@@ -96,10 +99,11 @@ const (
 	otherSystem
 	olderTimeline
 	newerTimeline
+	notStreaming // only an earlier report of the server can show that it follows the primary
 )
 
 // doubtOf returns why the server of a report may not have the log that a session with this origin has written to, noDoubt if
-// it is the primary itself or a standby that replays this log.
+// it is the primary itself or a standby that replayed this log up to its position.
 func doubtOf(r *report, primary *identity, origin serverID) logDoubt {
 	switch {
 	case primary == nil || primary.server != origin:
@@ -116,6 +120,8 @@ func doubtOf(r *report, primary *identity, origin serverID) logDoubt {
 		return olderTimeline
 	case r.timeline > primary.timeline:
 		return newerTimeline
+	case !r.streams:
+		return notStreaming
 	}
 	return noDoubt
 }
@@ -155,16 +161,24 @@ func (t *trust) doubt(r *report, state sessionState) string {
 	case newerTimeline:
 		return fmt.Sprintf("it is on timeline %d, and the primary that the pool is connected to on %d", r.timeline, primary.timeline)
 	}
-	if r.recovering && r.received == 0 && r.position >= state.position {
+	switch {
+	case !r.recovering || r.position < state.position:
+	case r.received == 0:
 		return "it has received nothing since it was started"
+	case !r.streams:
+		return "it does not stream now, and so does not show whose log it has replayed"
 	}
 	return ""
 }
 
 // measure stores the end of what a standby has received, if that was not done for this primary. The earlier this
-// happens, the sooner the standby gets past the end.
+// happens, the sooner the standby gets past the end. The end holds although the standby does not stream.
 func (t *trust) measure(r *report) {
-	if primary := t.primary.Load(); primary != nil && r.recovering && sameLog(r, primary) {
+	primary := t.primary.Load()
+	if primary == nil || !r.recovering {
+		return
+	}
+	if d := doubtOf(r, primary, primary.server); d == noDoubt || d == notStreaming {
 		t.endOf(r, primary)
 	}
 }

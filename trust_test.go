@@ -297,6 +297,123 @@ func TestStandbyOnNewerTimeline(t *testing.T) {
 	neverStale(t, "at home", pool, name, nil)
 }
 
+// TestStandbyWithoutReceiver writes to a primary that was replaced without being told, and reads from a standby that has gone
+// over to the new one and then lost it. Its control file still has the old timeline.
+func TestStandbyWithoutReceiver(t *testing.T) {
+	t.Parallel()
+	cluster := threeServers(t)
+	nrt, ord, syd := cluster.Server("nrt"), cluster.Server("ord"), cluster.Server("syd")
+	ctx := t.Context()
+	name := trustTable(t, cluster)
+	pools := map[string]*Pool{}
+	for what, role := range map[string]string{"superuser": "postgres", "watcher": "watcher"} {
+		pools[what] = poolIn(t, cluster, "syd", impatient, func(c *Config) {
+			c.ConnConfig.User, c.ConnConfig.Password = role, role
+			c.MaxConns = 1 // a second connection would lead to the new primary
+		})
+		neverStale(t, what+", before", pools[what], name, nil)
+		awaitReplica(t, ctx, pools[what])
+	}
+	noError(t, ord.WaitReplayed(ctx))
+	noError(t, syd.WaitReplayed(ctx))
+	noError(t, cluster.PromoteBeside(ctx, "ord"))
+	noError(t, syd.Follow(""))
+	for range 20 {
+		fill(t, ord)
+	}
+	noError(t, syd.WaitReplayed(ctx))
+	loseReceiver(t, cluster, syd)
+	ahead := positionOf(t, syd, "pg_last_wal_replay_lsn")
+	for what, pool := range pools {
+		neverStale(t, what+", by reports of the pool", pool, name, nil)
+		neverStale(t, what+", by reports of new connections", pool, name, pool.Replica().Reset)
+	}
+	if written := positionOf(t, nrt, "pg_current_wal_flush_lsn"); written >= ahead {
+		t.Errorf("the old primary's log has grown to %s, past %s of the standby", LSN(written), LSN(ahead))
+	}
+	var timeline int
+	noError(t, queryOne(ctx, syd, "select greatest(timeline_id, min_recovery_end_timeline) from pg_control_checkpoint(), pg_control_recovery()", &timeline))
+	if timeline > 1 {
+		t.Log("the standby's control file has gone over to the new timeline, so this test has shown less than it can")
+	}
+
+	cluster.Replication("syd").Restore()
+	for what, pool := range pools {
+		eventually(t, "the pool finds the new primary", func() bool {
+			return pool.QueryRow(ctx, "select exists (select from "+name+")").Scan(new(bool)) == nil && pool.primary.identity.Load().timeline == 2
+		})
+		awaitReplica(t, ctx, pool)
+		neverStale(t, what+", at home", pool, name, nil)
+	}
+}
+
+// What a standby has shown that it has replayed counts for reads after it has lost its primary too, and nothing else does.
+func TestReadsStayLocalWithoutReceiver(t *testing.T) {
+	t.Parallel()
+	cluster := ownCluster(t, nil)
+	nrt, ord := cluster.Server("nrt"), cluster.Server("ord")
+	ctx := t.Context()
+	name := trustTable(t, cluster)
+	pools := map[string]*Pool{}
+	sessions := map[string]context.Context{}
+	for _, role := range []string{"app", "watcher"} {
+		pool := poolIn(t, cluster, "ord", impatient, as(role), func(c *Config) { c.MaxConns = 1 })
+		pools[role], sessions[role] = pool, WithSession(ctx, new(Session))
+		write := "insert into " + name + " values (1)"
+		if role == "app" { // the connection is older than the write, and the watcher gets the proof
+			awaitReplica(t, ctx, pool)
+			noError(t, execs(sessions[role], pool, write))
+			noError(t, pool.WaitReplayed(sessions[role]))
+			continue
+		}
+		noError(t, execs(sessions[role], pool, write))
+		awaitReplica(t, sessions[role], pool)
+	}
+
+	// The log goes on, so that the standby has replayed more than it has shown.
+	fill(t, nrt)
+	noError(t, ord.WaitReplayed(ctx))
+	loseReceiver(t, cluster, ord)
+	for role, pool := range pools {
+		for range 5 {
+			var there, local bool
+			noError(t, pool.QueryRow(sessions[role], "select count(*) > 0, current_setting('transaction_' || 'read_only') = 'on' from "+name).Scan(&there, &local))
+			if !there || !local {
+				t.Errorf("%s: a read of an older write: it sees the write: %t, it ran on the replica: %t", role, there, local)
+			}
+			// The reports that this read asks for prove nothing.
+			if stale(t, pool, name, 1, nil) > 0 {
+				t.Errorf("%s: a read of a new write is stale", role)
+			}
+		}
+		noError(t, execs(ctx, pool, "insert into "+name+" values (1)"))
+		err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int))
+		if !errors.Is(err, ErrReplicaLag) {
+			t.Errorf("%s: WithReplica: %v", role, err)
+		}
+		pool.Replica().Reset() // a server that crashes closes its connections, so a new one may lead to one that has
+		if replicaServes(t, sessions[role], pool) {
+			t.Errorf("%s: a read runs on a connection that was opened after the last proof", role)
+		}
+	}
+	cluster.Replication("ord").Restore()
+	for role, pool := range pools {
+		awaitReplica(t, ctx, pool)
+		neverStale(t, role+", at home", pool, name, nil)
+	}
+}
+
+// loseReceiver ends the WAL receiver of a standby until its link is restored.
+func loseReceiver(t testing.TB, cluster *pgcluster.Cluster, standby *pgcluster.Server) {
+	t.Helper()
+	cluster.Replication(standby.Region()).Cut()
+	eventually(t, "the standby has no WAL receiver", func() bool {
+		var receivers int
+		noError(t, queryOne(t.Context(), standby, "select count(*) from pg_stat_wal_receiver", &receivers))
+		return receivers == 0
+	})
+}
+
 // startedSQL is what tells one server from another.
 const startedSQL = "(extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint"
 

@@ -16,18 +16,3 @@ func (rs *replicas) markAliases(h *replicaHost) {
 		r.aliasOf.Store(alias)
 	}
 }
-
-// sameServer reports whether two replicas lead to the same server, by their latest reports. An address that has led to several
-// servers does not count, such as a load balancer's.
-func (r *replica) sameServer(other *replica) bool {
-	a, b := r.tracker.latest.Load(), other.tracker.latest.Load()
-	return a != nil && b != nil && a.server == b.server && a.system == b.system && !a.pooled && !b.pooled &&
-		!r.several.Load() && !other.several.Load()
-}
-
-// isAlias reports whether reads go to the replica's server by another address. After a restart of the server that has to be
-// found out anew.
-func (r *replica) isAlias() bool {
-	other := r.aliasOf.Load()
-	return other != nil && other.health.good() && !other.left.Load() && r.sameServer(other)
-}

@@ -5,126 +5,21 @@ import (
 	"fmt"
 	"math"
 	"net"
-	"net/netip"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/multitracer"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/tracelog"
 )
-
-// replicaHost is one host that replicas were configured by: a name, which has an address for each server, or an address.
-type replicaHost struct {
-	region string
-	name   string
-	port   uint16
-	config *pgxpool.Config // of connections to it, but for what a replica adds
-
-	literal        bool // an address or a socket, or a name that is left to pgx: it stands for one server and is never looked up
-	weight         int  // how often BalanceWeighted reads from it; 0: no read goes there
-	reserve        bool // it is read from only if none of the other hosts leads to a replica that can be reached
-	joined         bool // it was found while the pool was in use: no read should be the first to try it
-	prefersStandby bool // a server that is no standby is read from only if there is no other: target_session_attrs=prefer-standby
-
-	looking chan struct{} // of capacity one: full while the name is looked up for the first time
-	found   bool          // the name has been looked up with success; the discovery's mu guards this
-	lookups lookups
-}
-
-// lookups is how the lookups of a name went, but for a host's first one, whose error goes to who connects.
-type lookups struct {
-	connects connects
-	failing  bool // the latest one has failed; the discovery's mu guards this
-}
-
-// hostsOf returns the hosts that config tries, each with the attempts that are made to connect to it. attrs is the
-// target_session_attrs that they were given with.
-func hostsOf(region string, config *pgxpool.Config, attrs string) []*replicaHost {
-	attempts := connectAttempts(&config.ConnConfig.Config)
-	var hosts []*replicaHost
-	for _, a := range attempts {
-		if slices.ContainsFunc(hosts, func(h *replicaHost) bool { return h.name == a.Host && h.port == a.Port }) {
-			continue
-		}
-		h := &replicaHost{
-			region: region, name: a.Host, port: a.Port, config: config.Copy(),
-			literal:        isLiteral(a.Host),
-			reserve:        strings.HasPrefix(a.Host, nearestOf),
-			prefersStandby: attrs == "prefer-standby" && len(attempts) > 1,
-			looking:        make(chan struct{}, 1),
-		}
-		if h.reserve {
-			h.config.MinConns, h.config.MinIdleConns = 0, 0
-		}
-		setConnectAttempts(&h.config.ConnConfig.Config, slices.DeleteFunc(slices.Clone(attempts), func(b *pgconn.FallbackConfig) bool {
-			return b.Host != a.Host || b.Port != a.Port
-		}))
-		hosts = append(hosts, h)
-	}
-	return hosts
-}
-
-// isLiteral reports whether a host is an address or the folder of a socket, and no name.
-func isLiteral(host string) bool {
-	_, err := netip.ParseAddr(host)
-	return err == nil || filepath.IsAbs(host) || strings.HasPrefix(host, "@")
-}
-
-// lookUp returns the addresses of the host's name as LookupFunc gives them, at least one and each once.
-func (h *replicaHost) lookUp(ctx context.Context) ([]string, error) {
-	answer, err := h.config.ConnConfig.LookupFunc(ctx, h.name)
-	if err != nil {
-		return nil, err
-	}
-	var addresses []string
-	for _, address := range answer {
-		if isUsable(address) && !slices.Contains(addresses, address) {
-			addresses = append(addresses, address)
-		}
-	}
-	if len(addresses) == 0 || len(addresses) > maxAddresses {
-		return nil, &net.DNSError{Err: fmt.Sprintf("%d usable addresses: want 1 to %d", len(addresses), maxAddresses), Name: h.name, IsNotFound: len(addresses) == 0}
-	}
-	return addresses, nil
-}
-
-// isUsable reports whether a server can have an address. As with pgx, a LookupFunc may add a port, and may return a name.
-func isUsable(address string) bool {
-	host := address
-	if before, port, err := net.SplitHostPort(address); err == nil {
-		if host = before; port == "0" {
-			return false
-		}
-	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return !ip.IsUnspecified() && !ip.IsMulticast() && ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
-	}
-	return filepath.IsAbs(host) || isHostName(host)
-}
-
-// endpoint returns what is dialed for an address of the host.
-func (h *replicaHost) endpoint(address string) string {
-	if host, port, err := net.SplitHostPort(address); err == nil {
-		return net.JoinHostPort(host, port)
-	}
-	_, endpoint := pgconn.NetworkAddress(address, h.port)
-	return endpoint
-}
 
 const (
 	// lookupTimeout bounds a lookup that no read waits for.
 	lookupTimeout = 5 * time.Second
 	// minRediscoverPause is the time between two rounds of lookups at least, however many connections fail.
 	minRediscoverPause = 500 * time.Millisecond
-	// maxAddresses is how many replicas a name may lead to. More are taken for an error of the name server.
-	maxAddresses = 100
 	// maxAbsent is how many lookups in a row must not have named a replica that can be reached before it is let go. Some
 	// name servers answer with only some of the addresses each time.
 	maxAbsent = 3

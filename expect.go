@@ -91,3 +91,23 @@ func (r *readTime) shortest() time.Duration {
 
 	return min(r.current, r.previous)
 }
+
+// movingAverage is an average of durations in which the latest ones count most.
+type movingAverage struct{ nanoseconds atomic.Int64 }
+
+// add takes account of one more duration.
+func (m *movingAverage) add(d time.Duration) {
+	for {
+		old := m.nanoseconds.Load()
+		next := int64(d)
+		if old != 0 {
+			next = old + (next-old)/8
+		}
+		if m.nanoseconds.CompareAndSwap(old, max(next, 1)) {
+			return
+		}
+	}
+}
+
+// average returns the average, 0 if there is none.
+func (m *movingAverage) average() time.Duration { return time.Duration(m.nanoseconds.Load()) }

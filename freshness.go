@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/flyregion/flyregion/internal/piggyback"
@@ -25,32 +23,6 @@ const (
 
 // flushSQL asks for what positionSQL does, and for the time.
 const flushSQL = positionSQL + `, (extract(epoch from pg_catalog.clock_timestamp()) * 1000000)::bigint`
-
-// flushes knows the primary's flush positions. The zero value knows none.
-type flushes struct {
-	known atomic.Pointer[knownFlushes]
-
-	mu     sync.Mutex // guards the following fields, and is held to add to done
-	next   *flushAsk  // has not been sent yet; nil if nobody waits for one
-	asking int        // how many goroutines ask
-	closed bool
-	ctx    context.Context // ends with the pool; nil until somebody asks
-	stop   context.CancelFunc
-	done   sync.WaitGroup
-}
-
-// knownFlushes are positions of one primary's log.
-type knownFlushes struct {
-	origin serverID
-	marks  marks
-}
-
-// flushAsk is a question that any number of reads wait for.
-type flushAsk struct {
-	done  chan struct{}
-	state sessionState // the answer, once done is closed
-	err   error
-}
 
 // currentFlush asks for a position that covers all that was committed on the primary before the call. Concurrent callers
 // share a question that none of them has missed.
@@ -127,28 +99,6 @@ func (p *primary) answerFlushes(ctx context.Context) {
 	}
 }
 
-// take returns the question that is to be sent, nil if another goroutine has sent it.
-func (f *flushes) take() *flushAsk {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-
-	a := f.next
-	f.next = nil
-	return a
-}
-
-// ends reports whether nobody waits. If so the calling goroutine must end.
-func (f *flushes) ends() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-
-	if f.next != nil {
-		return false
-	}
-	f.asking--
-	return true
-}
-
 // flushed asks for the flush position, and notes it.
 func (p *primary) flushed(ctx context.Context, conn *pgxpool.Conn) (sessionState, error) {
 	c := primaryConnOf(conn.Conn())
@@ -179,38 +129,4 @@ func (p *primary) flushed(ctx context.Context, conn *pgxpool.Conn) (sessionState
 	p.wallClock.Store(&clockReading{serverTime(shown), at})
 	p.flushes.note(position, at)
 	return sessionState{position: position.flush, origin: position.origin}, nil
-}
-
-// note remembers a position that was asked for at a time.
-func (f *flushes) note(p position, at time.Time) {
-	for {
-		old := f.known.Load()
-		next := &knownFlushes{origin: p.origin}
-		if old != nil && old.origin == p.origin {
-			next.marks = old.marks
-			if n := len(old.marks); n > 0 && at.Before(old.marks[n-1].at) {
-				return // another question has told a later one
-			}
-		}
-		next.marks = next.marks.add(mark{p.flush, at})
-		if f.known.CompareAndSwap(old, next) {
-			return
-		}
-	}
-}
-
-// forget has the primary asked anew.
-func (f *flushes) forget() { f.known.Store(nil) }
-
-// close ends what asks. Later questions fail.
-func (f *flushes) close() {
-	f.mu.Lock()
-	f.closed = true
-	stop := f.stop
-	f.mu.Unlock()
-
-	if stop != nil {
-		stop()
-	}
-	f.done.Wait()
 }

@@ -4,7 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -294,4 +298,43 @@ func sameTLS(a, b *tls.Config) bool {
 		return a == b
 	}
 	return a.ServerName == b.ServerName && a.InsecureSkipVerify == b.InsecureSkipVerify
+}
+
+// isLiteral reports whether a host is an address or the folder of a socket, and no name.
+func isLiteral(host string) bool {
+	_, err := netip.ParseAddr(host)
+	return err == nil || filepath.IsAbs(host) || strings.HasPrefix(host, "@")
+}
+
+// splitHost returns the name and the port of one of [Config.ReplicaHosts]: "db2", "db2:5432", an address, or the folder of a
+// socket.
+func splitHost(host string, defaultPort uint16) (name string, port uint16, err error) {
+	if isLiteral(host) || isHostName(host) {
+		return host, defaultPort, nil
+	}
+	name, text, err := net.SplitHostPort(host)
+	if err != nil || !isLiteral(name) && !isHostName(name) {
+		return "", 0, fmt.Errorf(`%q is not a host: want a name or an address, and a port if it is not that of the primary, such as "db2:5432"`, host)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, fmt.Errorf("%q has the port %q: want 1 to 65535", host, text)
+	}
+	return name, uint16(n), nil
+}
+
+// normalHost returns the form of a host that other ways to write it have too.
+func normalHost(name string) string {
+	if address, err := netip.ParseAddr(name); err == nil {
+		return address.String()
+	}
+	if isLiteral(name) {
+		return name // the folder of a socket
+	}
+	return strings.ToLower(strings.TrimSuffix(name, "."))
+}
+
+// isHostName reports whether s can be the name of a host.
+func isHostName(s string) bool {
+	return s != "" && !slices.ContainsFunc(strings.Split(strings.TrimSuffix(s, "."), "."), func(label string) bool { return !isDNSLabel(label) })
 }

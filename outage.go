@@ -3,8 +3,6 @@ package flyregion
 import (
 	"context"
 	"errors"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,34 +18,6 @@ const (
 	// contactTimeout bounds an attempt to connect to the primary.
 	contactTimeout = 5 * time.Second
 )
-
-// contact knows whether the primary can be reached. The zero value does not know.
-type contact struct {
-	answeredAt atomic.Int64 // when it has answered last, since the process started, in nanoseconds; 0 if that is in doubt
-	health     health
-
-	mu      sync.Mutex // guards the following fields, and is held to add to done
-	attempt *contactAttempt
-	closed  bool
-	ctx     context.Context // ends with the pool; nil until the first attempt
-	stop    context.CancelFunc
-	done    sync.WaitGroup
-}
-
-// contactAttempt is an attempt to connect to the primary, for all reads that wait for it.
-type contactAttempt struct {
-	done chan struct{}
-	err  error // once done is closed
-}
-
-// answered notes that the primary has just answered.
-func (c *contact) answered() {
-	c.answeredAt.Store(int64(uptime()))
-	c.health.recover()
-}
-
-// doubt notes that a connection was lost.
-func (c *contact) doubt() { c.answeredAt.Store(0) }
 
 // reachable reports whether the primary can be reached, for a read that no replica serves otherwise. If that is not known it
 // tries to connect. While the primary is down that is tried again in the background, and no read waits for it.
@@ -128,17 +98,4 @@ func (p *primary) connectOnce(ctx context.Context) error {
 	}
 	closeConn(conn.PgConn())
 	return nil
-}
-
-// close ends what tries to connect.
-func (c *contact) close() {
-	c.mu.Lock()
-	c.closed = true
-	stop := c.stop
-	c.mu.Unlock()
-
-	if stop != nil {
-		stop()
-	}
-	c.done.Wait()
 }

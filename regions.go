@@ -3,10 +3,7 @@ package flyregion
 import (
 	"fmt"
 	"maps"
-	"net"
-	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -62,39 +59,6 @@ func (c *Config) checkReplicaHosts() error {
 		return invalid("%q are replicas, and SimulateReplica (fly_simulate_replica) is for one server: want one of the two", c.ReplicaHosts)
 	}
 	return nil
-}
-
-// splitHost returns the name and the port of one of [Config.ReplicaHosts]: "db2", "db2:5432", an address, or the folder of a
-// socket.
-func splitHost(host string, defaultPort uint16) (name string, port uint16, err error) {
-	if isLiteral(host) || isHostName(host) {
-		return host, defaultPort, nil
-	}
-	name, text, err := net.SplitHostPort(host)
-	if err != nil || !isLiteral(name) && !isHostName(name) {
-		return "", 0, fmt.Errorf(`%q is not a host: want a name or an address, and a port if it is not that of the primary, such as "db2:5432"`, host)
-	}
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err != nil || n == 0 {
-		return "", 0, fmt.Errorf("%q has the port %q: want 1 to 65535", host, text)
-	}
-	return name, uint16(n), nil
-}
-
-// normalHost returns the form of a host that other ways to write it have too.
-func normalHost(name string) string {
-	if address, err := netip.ParseAddr(name); err == nil {
-		return address.String()
-	}
-	if isLiteral(name) {
-		return name // the folder of a socket
-	}
-	return strings.ToLower(strings.TrimSuffix(name, "."))
-}
-
-// isHostName reports whether s can be the name of a host.
-func isHostName(s string) bool {
-	return s != "" && !slices.ContainsFunc(strings.Split(strings.TrimSuffix(s, "."), "."), func(label string) bool { return !isDNSLabel(label) })
 }
 
 // checkReplicaConnStrings refuses connection strings of replicas that no process would use.
@@ -196,79 +160,6 @@ func (c *Config) replicaRegions() []string {
 	return reachable
 }
 
-// hostsToRead returns the hosts that the replicas of regions are found by, in the order in which they are read from, the
-// reserves last.
-func (c *Config) hostsToRead(regions []string) (hosts []*replicaHost, err error) {
-	defer func() {
-		for _, h := range hosts {
-			h.weight = c.weightOf(h)
-		}
-	}()
-	if len(c.ReplicaHosts) > 0 {
-		return hostsOf(c.Region, c.replicaHostsConfig(), ""), nil
-	}
-	var reserves []*replicaHost
-	for _, region := range regions {
-		config, attrs, err := c.replicaConfig(region)
-		if err != nil {
-			return nil, fmt.Errorf("invalid %s: %w", c.settingOf(region), err)
-		}
-		for _, h := range hostsOf(region, config, attrs) {
-			switch {
-			case h.reserve && region == c.PrimaryRegion:
-				// The nearest replica of all is no nearer than the primary.
-			case !h.reserve:
-				hosts = append(hosts, h)
-			case !slices.ContainsFunc(reserves, func(o *replicaHost) bool { return o.name == h.name && o.port == h.port }):
-				reserves = append(reserves, h)
-			}
-		}
-	}
-	return append(hosts, reserves...), nil
-}
-
-// weightNames returns the names by which ReplicaWeights may mean a host, the most exact one last.
-func weightNames(h *replicaHost) []string {
-	return []string{h.region, h.name, net.JoinHostPort(h.name, strconv.Itoa(int(h.port)))}
-}
-
-// weightOf returns a host's weight.
-func (c *Config) weightOf(h *replicaHost) int {
-	if !h.reserve {
-		for _, name := range slices.Backward(weightNames(h)) {
-			if weight, ok := c.ReplicaWeights[name]; ok {
-				return weight
-			}
-		}
-	}
-	return 1
-}
-
-// checkWeights refuses weights with which nothing could be read from hosts, and weights for nobody.
-func (c *Config) checkWeights(hosts []*replicaHost) error {
-	var known []string
-	total := 0
-	for _, h := range hosts {
-		if !h.reserve {
-			known = append(known, weightNames(h)...)
-			total += h.weight
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.ReplicaWeights)) {
-		switch weight := c.ReplicaWeights[name]; {
-		case !slices.Contains(known, name) && !(c.auto() && isFlyRegion(name)):
-			slices.Sort(known)
-			return fmt.Errorf("invalid ReplicaWeights: %q is no region or host that is read from: want one of %q", name, slices.Compact(known))
-		case weight < 0 || weight > maxWeight:
-			return fmt.Errorf("invalid ReplicaWeights: %q has weight %d: want 0 to %d", name, weight, maxWeight)
-		}
-	}
-	if total == 0 && !c.auto() {
-		return fmt.Errorf("invalid ReplicaWeights: %v: all replicas have weight 0: want 1 or more for one of them", c.ReplicaWeights)
-	}
-	return nil
-}
-
 // originOf says where a region to read from was taken from.
 func (c *Config) originOf(region string) string {
 	switch {
@@ -348,18 +239,6 @@ func (c *Config) whyPlain() string {
 	}
 }
 
-// addresses names the servers that c leads to. Fly's nearest Machine of all is left out: it is for a region without one.
-func addresses(c *pgconn.Config) string {
-	var all []string
-	for i, a := range connectAttempts(c) {
-		_, address := pgconn.NetworkAddress(visibleHost(a.Host), a.Port)
-		if !slices.Contains(all, address) && (i == 0 || !strings.HasPrefix(address, nearestOf)) {
-			all = append(all, address)
-		}
-	}
-	return strings.Join(all, " or ")
-}
-
 // inWords joins words with commas and an "and".
 func inWords(words []string) string {
 	last := len(words) - 1
@@ -367,79 +246,4 @@ func inWords(words []string) string {
 		return strings.Join(words, "")
 	}
 	return strings.Join(words[:last], ", ") + " and " + words[last]
-}
-
-// describe says which servers a pool reads from and writes to.
-func describe(c *Config, p *primary, rs *replicas) string {
-	switch {
-	case rs == nil:
-		return "one plain pool: " + c.whyPlain()
-	case c.SimulateReplica:
-		return "one server, " + addresses(&c.ConnConfig.Config) + ": reads in read-only sessions (SimulateReplica), writes in others"
-	}
-	reads := rs.describe()
-	var from string
-	switch {
-	case len(reads) == 1:
-		from = reads[0]
-	case c.Balancer != nil:
-		from = inWords(reads) + " as the app's Balancer chooses"
-	case c.Balance == BalanceRandom:
-		from = inWords(reads) + " at random"
-	case c.Balance == BalanceWeighted:
-		from = inWords(reads) + " in turn by weight"
-	case c.Balance == BalanceLeastBusy:
-		from = inWords(reads) + ", where a read is expected to end first"
-	case c.Balance == BalanceRoundRobin:
-		from = inWords(reads) + " in turn"
-	default:
-		from = strings.Join(reads, ", else on ")
-	}
-	if c.NoFallback {
-		from += " only"
-	}
-	return "reads on " + from + ", writes on " + addresses(&p.pool.Config().ConnConfig.Config)
-}
-
-// describe says for each region which hosts reads go to, how many replicas were found there, and whether one of them has
-// turned out to be none. Those of weight 0 and aliases are left out, and Fly's nearest Machine of all, which is for a region
-// without one.
-func (rs *replicas) describe() (regions []string) {
-	list := slices.DeleteFunc(slices.Clone(rs.list()), func(r *replica) bool { return r.host.reserve || r.host.weight == 0 || r.isAlias() })
-	for len(list) > 0 {
-		rest := slices.IndexFunc(list, func(r *replica) bool { return r.region != list[0].region })
-		if rest < 0 {
-			rest = len(list)
-		}
-		regions = append(regions, describeRegion(list[:rest]))
-		list = list[rest:]
-	}
-	return regions
-}
-
-func describeRegion(list []*replica) string {
-	var hosts []string
-	for _, r := range list {
-		if host := addresses(&r.host.config.ConnConfig.Config); !slices.Contains(hosts, host) {
-			hosts = append(hosts, host)
-		}
-	}
-	text := inWords(hosts) + " (replica"
-	if len(list) > 1 {
-		text = fmt.Sprintf("%s (%d replicas", inWords(hosts), len(list))
-	}
-	if list[0].region != "" {
-		text += " in " + list[0].region
-	}
-	for _, r := range list {
-		wrong := r.wrongServer()
-		switch {
-		case wrong == "":
-		case len(list) == 1:
-			text += ", but " + wrong
-		case !r.isPrimary():
-			text += ", but of " + r.endpoint() + ": " + wrong
-		}
-	}
-	return text + ")"
 }

@@ -109,15 +109,6 @@ func closeConn(conn *pgconn.PgConn) {
 	_ = conn.Close(ctx)
 }
 
-// wait returns nil when the replica has replayed what state covers, by a report that was asked for after a time of clock.
-// It returns errNotReplayed when limit has passed, errOutdated when the primary has to be asked for another position, the
-// error of ctx when that ends, errClosedPool when the pool closes, and the watcher's error when the replica cannot be
-// asked.
-func (t *tracker) wait(ctx context.Context, state sessionState, after uint64, limit time.Duration) error {
-	_, err := waitTrackers(ctx, []*tracker{t}, state, after, limit)
-	return err
-}
-
 // checkLatest reports whether the latest report that proves anything ends a wait, and with which error. A report that was
 // asked for before a time of clock does not count.
 func (t *tracker) checkLatest(state sessionState, after uint64) (done bool, err error) {
@@ -140,6 +131,22 @@ func (t *tracker) replayed() LSN {
 		return o.position
 	}
 	return 0
+}
+
+// currentLag returns how far the server of the latest report was behind at most when that was asked for, unknownLag if that is
+// not known.
+func (t *tracker) currentLag() time.Duration {
+	o := t.latest.Load()
+	if o == nil {
+		return unknownLag
+	}
+	t.staleness.mu.Lock()
+	defer t.staleness.mu.Unlock()
+
+	if t.staleness.latest != o.asked {
+		return unknownLag
+	}
+	return t.staleness.lag(o, t.primaryClock.Load())
 }
 
 // note takes account of a report from a server of the region.
@@ -332,18 +339,6 @@ func (t *tracker) checkInBackground() { t.observeInBackground(&t.checking, maxPo
 func (t *tracker) observeInBackground(turn *turn, pause time.Duration) {
 	if turn.take(pause) {
 		t.inTurn(turn, func(ctx context.Context) { _, _ = t.observe(ctx, 0) })
-	}
-}
-
-// lookInBackground waits for what state covers in place of a read that does not, so that the delay is measured, unless that
-// is under way or has just been done.
-func (t *tracker) lookInBackground(state sessionState) {
-	if t.looking.take(lookPause) {
-		t.inTurn(&t.looking, func(ctx context.Context) {
-			if errors.Is(t.wait(ctx, state, 0, lookTime), errNotReplayed) {
-				t.miss(state)
-			}
-		})
 	}
 }
 

@@ -192,7 +192,7 @@ func TestTrackerWakes(t *testing.T) {
 		tracker.mu.Unlock()
 	}()
 	enter := func(need LSN, after uint64) *waiter {
-		w := &waiter{tracker: tracker, state: sessionState{position: need, origin: 7}, after: after, woken: make(chan ending, 1)}
+		w := &waiter{state: sessionState{position: need, origin: 7}, after: after, woken: make(chan ending, 1)}
 		if err := tracker.add(w); err != nil {
 			t.Fatal(err)
 		}

@@ -16,43 +16,6 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// ErrReplicaLag is the error of a read under [WithReplica] if the replica does not show what the read has to see: what its
-// session has written, within [Config.MaxReplicaWait], or what is allowed to be missing by [Config.MaxReplicaLag],
-// [WithMaxLag] or [WithFresh]. Test for it with errors.Is; errors.As with a [*ReplicaLagError] gives the positions or the lag.
-var ErrReplicaLag = errors.New("flyregion: replica has not replayed the session's writes")
-
-// ReplicaLagError says how far a replica was behind what a read had to see. It is an [ErrReplicaLag].
-type ReplicaLagError struct {
-	Region   string
-	Required LSN // the position that the read had to see, 0 if it needed none
-	Replayed LSN // the replica's replay position when it was last asked, 0 if that may be in another log than the primary's
-	// Limit is how far behind the replica might be: [Config.MaxReplicaLag], or what [WithMaxLag] allows. It is 0 if the read
-	// failed for its position. Lag is then how far behind the replica was, the largest Duration if it did not show that.
-	Limit, Lag time.Duration
-
-	doubt string // why that may be, "" if it is not said
-}
-
-func (e *ReplicaLagError) Error() string {
-	switch {
-	case e.Limit > 0 && e.Lag == unknownLag:
-		return fmt.Sprintf("flyregion: %s does not show that it is at most %v behind the primary", inRegion(e.Region), e.Limit)
-	case e.Limit > 0:
-		return fmt.Sprintf("flyregion: %s is up to %v behind the primary, and may be %v", inRegion(e.Region), e.Lag.Round(time.Millisecond), e.Limit)
-	}
-	if e.Replayed == 0 {
-		text := fmt.Sprintf("flyregion: %s does not show that it follows the primary, in whose log the read has to see %s", inRegion(e.Region), e.Required)
-		if e.doubt != "" {
-			text += ": " + e.doubt
-		}
-		return text
-	}
-	return fmt.Sprintf("flyregion: %s has replayed %s, and the read has to see %s", inRegion(e.Region), e.Replayed, e.Required)
-}
-
-// Is reports whether target is ErrReplicaLag.
-func (e *ReplicaLagError) Is(target error) bool { return target == ErrReplicaLag }
-
 // replicaConn is the state of one connection to a replica. Nothing guards it: only who has acquired the connection uses it,
 // and pgxpool when it closes the connection.
 type replicaConn struct {
@@ -172,14 +135,6 @@ func (r *replica) fail(err error) {
 	r.connects.failed(err)
 	r.health.fail()
 	r.discovery.hurry()
-}
-
-// inRegion names a replica by its region, which is "" for [Config.ReplicaHosts] of a process that has none.
-func inRegion(region string) string {
-	if region == "" {
-		return "replica"
-	}
-	return "replica in " + region
 }
 
 // endpoint returns what is dialed, "" as long as the host's name was not looked up.
@@ -369,25 +324,6 @@ func (r *replica) noConnError(cause error) error {
 	return noAnswerError(r.region, r.limit, cause)
 }
 
-// noReportError returns the error of a read that has waited in vain for limit and has not asked on a connection of its own.
-// Reports that were asked for before a time of clock do not count.
-func (r *replica) noReportError(state sessionState, after uint64, limit time.Duration) error {
-	o := r.tracker.latest.Load()
-	if o == nil || o.asked <= after {
-		return fmt.Errorf("flyregion: %s did not say within %v how far it has replayed", inRegion(r.region), limit)
-	}
-	return r.lagError(o, state)
-}
-
-// lagError returns the error of a read that needs what state covers, from a server whose report is o.
-func (r *replica) lagError(o *report, state sessionState) error {
-	replayed, doubt := o.position, r.tracker.doubt(o, state)
-	if replayed >= state.position || doubt != "" {
-		replayed = 0
-	}
-	return &ReplicaLagError{Region: r.region, Required: state.position, Replayed: replayed, doubt: doubt}
-}
-
 // validate is the ValidateConnect of a replica's connections. It accepts any server of the primary's cluster on which the
 // session is read-only, the primary too. Whether the server has replayed enough is decided for each read.
 func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
@@ -439,6 +375,21 @@ func (r *replica) wrongServer() string {
 func (r *replica) isPrimary() bool {
 	seen, primary := r.seen.Load(), r.tracker.primary.Load()
 	return seen != nil && primary != nil && seen.server == primary.server
+}
+
+// sameServer reports whether two replicas lead to the same server, by their latest reports. An address that has led to several
+// servers does not count, such as a load balancer's.
+func (r *replica) sameServer(other *replica) bool {
+	a, b := r.tracker.latest.Load(), other.tracker.latest.Load()
+	return a != nil && b != nil && a.server == b.server && a.system == b.system && !a.pooled && !b.pooled &&
+		!r.several.Load() && !other.several.Load()
+}
+
+// isAlias reports whether reads go to the replica's server by another address. After a restart of the server that has to be
+// found out anew.
+func (r *replica) isAlias() bool {
+	other := r.aliasOf.Load()
+	return other != nil && other.health.good() && !other.left.Load() && r.sameServer(other)
 }
 
 // close closes the replica's connections and ends what runs for it. The guard ends what waits for a silent replica, for

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -151,17 +150,6 @@ type replicaRow struct {
 	values [][]byte // nil if there is no row
 }
 
-// rowMemory is what a row is copied to. Each connection has one, which its reads use one after the other: a row is scanned
-// before its connection is released.
-type rowMemory struct {
-	fields []pgconn.FieldDescription
-	values [][]byte
-	bytes  []byte // of values
-}
-
-// maxRowMemory is how many bytes, and how many columns, a rowMemory keeps for the next row.
-const maxRowMemory, maxRowColumns = 8192, 64
-
 // read reads the answer of a query to its end.
 func (r *replicaRow) read(conn *pgx.Conn, memory *rowMemory, rows pgx.Rows, err error) error {
 	if err != nil {
@@ -178,33 +166,6 @@ func (r *replicaRow) read(conn *pgx.Conn, memory *rowMemory, rows pgx.Rows, err 
 		*memory = rowMemory{}
 	}
 	return err
-}
-
-// copy returns copies of a row's fields and values.
-func (m *rowMemory) copy(fields []pgconn.FieldDescription, values [][]byte) ([]pgconn.FieldDescription, [][]byte) {
-	size := 0
-	for _, v := range values {
-		size += len(v)
-	}
-	memory := m
-	if size > maxRowMemory || len(fields) > maxRowColumns {
-		memory = &rowMemory{}
-	}
-	memory.fields = append(memory.fields[:0], fields...)
-	// Neither is nil: that means no row, or NULL.
-	memory.values = slices.Grow(memory.values[:0], max(len(values), 1))
-	buf := slices.Grow(memory.bytes[:0], max(size, 1))
-	for _, v := range values {
-		if v == nil {
-			memory.values = append(memory.values, nil)
-			continue
-		}
-		from := len(buf)
-		buf = append(buf, v...)
-		memory.values = append(memory.values, buf[from:len(buf):len(buf)])
-	}
-	memory.bytes = buf
-	return memory.fields, memory.values
 }
 
 // Scan does what the Scan of pgx's own row does.

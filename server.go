@@ -60,6 +60,22 @@ type report struct {
 // serverTime is a time in microseconds since 1970, by the clock of one server. Those of two machines differ.
 type serverTime int64
 
+// clockReading is what the clock of a server showed when it was asked.
+type clockReading struct {
+	shown serverTime
+	at    time.Time // when the question was sent, by this machine's clock
+}
+
+// when returns what the server's clock shows at a time of this machine, at the latest.
+func (c *clockReading) when(now time.Time) serverTime {
+	return c.shown + serverTime(elapsed(c.at, now).Microseconds())
+}
+
+// since returns the time from one time of a server to another.
+func (t serverTime) since(earlier serverTime) time.Duration {
+	return max(time.Duration(t-earlier)*time.Microsecond, 0)
+}
+
 // reportSQL works on PostgreSQL 10 and newer. A standby's position is read before its timeline, so that the timeline holds
 // for all that comes before the position. What the WAL receiver does is read in one call, as the receiver may end between
 // two. For roles without the privileges of pg_read_all_stats all of it is null but the pid. The control file is updated at
@@ -308,6 +324,14 @@ func expired(ctx, limited context.Context) bool {
 		return false
 	}
 	return ctx.Err() == nil && !time.Now().Before(ours)
+}
+
+// inRegion names a replica by its region, which is "" for [Config.ReplicaHosts] of a process that has none.
+func inRegion(region string) string {
+	if region == "" {
+		return "replica"
+	}
+	return "replica in " + region
 }
 
 // noAnswerError returns the error of who has waited for a replica's answer for as long as this package does.

@@ -1,12 +1,9 @@
 package flyregion
 
 import (
-	"context"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // How far a standby is behind its primary, no report of it says for sure: it does not know what it has not received. These
@@ -21,22 +18,6 @@ import (
 //
 // A standby whose connection to the primary is silent counts as one that streams until its wal_receiver_timeout has passed.
 // WithMaxLag does not rely on that, as it compares with positions that the primary has told.
-
-// clockReading is what the clock of a server showed when it was asked.
-type clockReading struct {
-	shown serverTime
-	at    time.Time // when the question was sent, by this machine's clock
-}
-
-// when returns what the server's clock shows at a time of this machine, at the latest.
-func (c *clockReading) when(now time.Time) serverTime {
-	return c.shown + serverTime(elapsed(c.at, now).Microseconds())
-}
-
-// since returns the time from one time of a server to another.
-func (t serverTime) since(earlier serverTime) time.Duration {
-	return max(time.Duration(t-earlier)*time.Microsecond, 0)
-}
 
 // unknownLag is the lag of a server that does not show how far it is behind.
 const unknownLag = time.Duration(1<<63 - 1)
@@ -111,22 +92,6 @@ func (s *staleness) lag(o *report, clock *clockReading) time.Duration {
 	return lag
 }
 
-// currentLag returns how far the server of the latest report was behind at most when that was asked for, unknownLag if that is
-// not known.
-func (t *tracker) currentLag() time.Duration {
-	o := t.latest.Load()
-	if o == nil {
-		return unknownLag
-	}
-	t.staleness.mu.Lock()
-	defer t.staleness.mu.Unlock()
-
-	if t.staleness.latest != o.asked {
-		return unknownLag
-	}
-	return t.staleness.lag(o, t.primaryClock.Load())
-}
-
 const (
 	// maxCheckPause is how often a replica is asked while it is read from, so that it is known how far it is behind. With
 	// a short limit it is asked more often.
@@ -135,49 +100,8 @@ const (
 	minCheckPause = 100 * time.Millisecond
 )
 
-// clockSetBack is how far in the future the time of a report is if the machine's clock was set back since. A report may be a
-// little later than the time that a read has for now.
-const clockSetBack = time.Minute
-
 // checkPause returns how old a report may be until the next is asked for.
 func (s *staleness) checkPause() time.Duration { return min(s.limit/4, maxCheckPause) }
 
 // isTooFar reports whether the server is further behind than the limit allows, by its latest report.
 func (s *staleness) isTooFar() bool { return s.tooFar.Load() > 0 }
-
-// checkLag keeps what is known of the replica's lag up to date while it is read from. It returns the error of a read if the
-// replica is further behind than the limit allows, unless that serves too. A replica that has told nothing for longer than the
-// limit is asked on conn, and else in the background. now is in nanoseconds since 1970.
-func (r *replica) checkLag(ctx context.Context, rt *route, conn *pgx.Conn, now int64) error {
-	s := &r.tracker.staleness
-	if s.limit == 0 {
-		return nil
-	}
-	if age := now - s.asked.Load(); age >= int64(s.checkPause()) || age < -int64(clockSetBack) {
-		if age <= int64(s.limit) {
-			r.tracker.observeInBackground(&s.checking, s.checkPause())
-		} else if _, err := r.ask(ctx, conn, sessionState{}); err != nil {
-			return err
-		}
-	}
-	if s.isTooFar() && !rt.farBehind {
-		return r.tooFarError()
-	}
-	return nil
-}
-
-// leftAlone reports whether a read leaves the replica alone because it is too far behind. If so, and if it is time to, the
-// replica is asked in the background whether it still is: no read waits for that. WithMaxLag is a limit of its own.
-func (r *replica) leftAlone(rt *route) bool {
-	if !r.tracker.staleness.isTooFar() || rt.wants == wantsRecent {
-		return false
-	}
-	r.tracker.observeInBackground(&r.tracker.staleness.checking, minCheckPause)
-	return !rt.farBehind
-}
-
-// tooFarError returns the error of a read that the replica is too far behind for.
-func (r *replica) tooFarError() error {
-	s := &r.tracker.staleness
-	return &ReplicaLagError{Region: r.region, Lag: time.Duration(s.tooFar.Load()), Limit: s.limit}
-}

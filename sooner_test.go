@@ -235,6 +235,30 @@ func TestWritesWithoutQuestions(t *testing.T) {
 	}
 }
 
+// TestStayedReadsTakeNoSlot has more reads stay on the primary than there are slots for fallbacks.
+func TestStayedReadsTakeNoSlot(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	ctx := t.Context()
+	pool, sooner := soonerPool(t)
+	before := sooner()
+	noError(t, execs(ctx, pool, insertText(name, 0)))
+	stayForLong(pool, &pool.primary.session)
+	pool.primary.quiet.Store(true)
+	noError(t, execs(ctx, pool, insertText(name, 1)))
+	for range 2 {
+		rows, err := pool.Query(ctx, "select 1")
+		noError(t, err)
+		defer rows.Close()
+	}
+	if n := sooner() - before; n != 2 {
+		t.Fatalf("%d reads stay on the primary, want 2", n)
+	}
+	if n := len(pool.primary.fallbacks); n != 0 {
+		t.Errorf("%d reads have a slot", n)
+	}
+}
+
 // TestPrimaryIsSooner has the primary answer in a millisecond, and says which replicas are slower.
 func TestPrimaryIsSooner(t *testing.T) {
 	const ms = time.Millisecond

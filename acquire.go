@@ -252,24 +252,30 @@ func (rd *reads) candidates(rt *route, rep *replica, state sessionState) ([]*rep
 	alike = slices.DeleteFunc(alike, func(r *replica) bool { return r.tracker.lagging() })
 	if len(alike) == 0 {
 		if rd.primary.minWait == 0 {
-			rd.primary.stay()
+			rd.primary.stay(rep.tracker.delay.expected())
 		}
 		return nil, rep.lagError(rep.tracker.latest.Load(), state)
 	}
 	if slices.ContainsFunc(alike, func(r *replica) bool { return !rd.primarySooner(r, state) }) {
 		return alike, nil
 	}
+	delay := rep.tracker.delay.expected()
 	for _, r := range alike {
 		r.tracker.lookInBackground(state)
+		delay = min(delay, r.tracker.delay.expected())
 	}
-	rd.primary.stay()
+	rd.primary.stay(delay)
 	return nil, errSooner
 }
 
-// primarySooner reports whether the primary is expected to answer a read before the replica shows what the read's session has
-// written. With a MinReplicaWait such a read waits all the same.
+// primarySooner reports whether the primary is expected to answer a read before the replica does, which has to be asked first
+// whether it shows what the read's session has written. With a MinReplicaWait such a read waits all the same.
 func (rd *reads) primarySooner(rep *replica, state sessionState) bool {
-	return rd.primary.minWait == 0 && rep.tracker.delay.remaining(state) > rd.primary.waitLimit()
+	if rd.primary.minWait > 0 {
+		return false
+	}
+	answer := rep.tracker.fastest.shortest()
+	return max(rep.tracker.delay.remaining(state), answer)+answer > rd.primary.waitLimit()
 }
 
 // await waits until one of the candidates has replayed what state covers, and acquires a connection to it. It waits no longer

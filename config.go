@@ -99,8 +99,9 @@ type Config struct {
 	// A MinReplicaWait of 0 is for a primary that is so near that it answers before a replica has replayed a write, and for
 	// reads that should be fast rather than spare the primary. A read then does not wait at all if the wait is expected to
 	// be longer than the primary's answer, and runs on the primary. What is expected is measured all the time: waits for
-	// the replica, and answers of the primary. For 50 ms after a session's last write its reads may then all run on the
-	// primary. The reason in spans and metrics is primary_sooner. Nothing of this changes what a read sees.
+	// the replica, and answers of both. For 50 ms after a session's last write its reads may then all run on the primary, and
+	// so does the next one, from which the position of that write is learned. The reason in spans and metrics is
+	// primary_sooner. Nothing of this changes what a read sees.
 	MinReplicaWait time.Duration
 	MaxReplicaWait time.Duration
 

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// With a MinReplicaWait of 0 a read goes to the server that is expected to answer sooner. These are the two estimates that
+// With a MinReplicaWait of 0 a read goes to the server that is expected to answer sooner. These are the estimates that
 // decide this.
 
-// readTimes is how many reads' answers a readTime is the shortest of, at least.
-const readTimes = 8
+// leastTimes is how many answers a leastTime is the shortest of, at least.
+const leastTimes = 8
 
 // started is when the process started. Times since then do not jump, as wall time may.
 var started = time.Now()
@@ -21,6 +21,9 @@ func uptime() time.Duration { return time.Since(started) }
 // replayDelay estimates how long after a write's return a replica shows it to a read that waits. Only waits measure it: those
 // of reads and those of the tracker's looks. The zero value expects no delay.
 type replayDelay struct{ estimate atomic.Int64 }
+
+// expected returns the estimate, 0 if there is none yet.
+func (d *replayDelay) expected() time.Duration { return time.Duration(d.estimate.Load()) }
 
 // remaining returns how long a read is expected to wait until a replica shows what its session has written: 0 or less if the
 // replica is expected to show it already, or if it is not known when it was written.
@@ -60,36 +63,36 @@ func (d *replayDelay) notShown(state sessionState) {
 	}
 }
 
-// readTime is how soon the primary answers a read: the shortest time of the last few reads. The round trip that is measured
-// elsewhere never grows while connections live, as a write may take any time. This one grows when the primary's distance
-// does.
-type readTime struct {
+// leastTime is how soon a server answers: the shortest time of the last few answers. The round trip to the primary that is
+// measured elsewhere never grows while connections live, as a write may take any time. This one grows when the server's
+// distance does.
+type leastTime struct {
 	mu       sync.Mutex    // guards the following fields
 	count    int           // of the answers in current
-	current  time.Duration // the shortest of the latest answers, readTimes at most
-	previous time.Duration // the shortest of the readTimes answers before; 0 if there were fewer
+	current  time.Duration // the shortest of the latest answers, leastTimes at most
+	previous time.Duration // the shortest of the leastTimes answers before; 0 if there were fewer
 }
 
-// measured takes account of a read that the primary has answered.
-func (r *readTime) measured(d time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// measured takes account of an answer.
+func (a *leastTime) measured(d time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 
-	if r.count == readTimes {
-		r.previous, r.count = r.current, 0
+	if a.count == leastTimes {
+		a.previous, a.count = a.current, 0
 	}
-	if r.count == 0 || d < r.current {
-		r.current = d
+	if a.count == 0 || d < a.current {
+		a.current = d
 	}
-	r.count++
+	a.count++
 }
 
-// shortest returns the time that reads take at least, 0 if too few were measured.
-func (r *readTime) shortest() time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// shortest returns the time that answers take at least, 0 if too few were measured.
+func (a *leastTime) shortest() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 
-	return min(r.current, r.previous)
+	return min(a.current, a.previous)
 }
 
 // movingAverage is an average of durations in which the latest ones count most.

@@ -52,10 +52,10 @@ func TestPositionQuestions(t *testing.T) {
 		{name: "simple protocol", want: 1, run: func(p *Pool) error {
 			return p.QueryRow(ctx, "select 1", pgx.QueryExecModeSimpleProtocol).Scan(new(int))
 		}},
-		{name: "behind an unknown write", want: 1, before: func(p *Pool) { p.primary.session.wroteUnknown(p.primary.identity.Load().system) }, run: func(p *Pool) error { return queries(ctx, p, "select 1") }},
+		{name: "behind an unknown write", want: 1, before: func(p *Pool) { p.primary.session.wroteUnknown(p.primary.identity.Load().system, 0) }, run: func(p *Pool) error { return queries(ctx, p, "select 1") }},
 		{name: "in a session behind an unknown write", want: 1, run: func(p *Pool) error {
 			session := &Session{}
-			session.wroteUnknown(p.primary.identity.Load().system)
+			session.wroteUnknown(p.primary.identity.Load().system, 0)
 			return queries(WithSession(ctx, session), p, "select 1")
 		}},
 		{name: "read where writes are awaited", await: true, want: 1, run: func(p *Pool) error { return queries(ctx, p, "select 1") }},

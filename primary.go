@@ -30,8 +30,9 @@ type primary struct {
 	// minWait and maxWait bound how long a read waits for a replica.
 	minWait, maxWait time.Duration
 	maxLag           time.Duration // how far a replica may be behind that reads run on, 0 for no limit
-	readTime         readTime
+	readTime         leastTime
 	stayUntil        atomic.Int64 // since the process started, in nanoseconds; see stay
+	quiet            atomic.Bool  // while reads stay, writes are sent without questions too
 
 	// fallbacks has a slot for each read that runs on the primary because no replica can serve it.
 	fallbacks chan struct{}
@@ -94,14 +95,19 @@ func (p *primary) waitLimit() time.Duration {
 // session's last write at most.
 const stayTime = 50 * time.Millisecond
 
-// stay has reads stay on the primary for a while.
+// muchSooner is how many times longer than the primary's answer a replica's delay is if the primary is much sooner.
+const muchSooner = 4
+
+// stay has reads stay on the primary for a while, as replicas are expected to show a write only delay after its return.
 //
-// Usually a read that runs on the primary is followed by questions: whether it has written, which its SQL does not tell for
-// sure, and at which position. They take the primary longer than a small read. While reads stay they are sent without
-// questions. So such a read counts as a write whose position is not known, and a later read of its session goes to the
-// primary too. Reads that ask follow when the time is over.
-func (p *primary) stay() {
-	if p.awaitReplay == nil { // a write that a read hides would not be awaited
+// Usually a statement that runs on the primary is followed by questions: whether it has written, which its SQL does not tell
+// for sure, and at which position. They take the primary longer than a small read. While reads stay they are sent without
+// questions, and if the primary is much sooner, so are writes: their sessions' next reads would only learn from the position
+// that they have to stay. What is sent so counts as a write whose position is not known, and a later read of its session goes
+// to the primary too. Reads that ask follow when the time is over.
+func (p *primary) stay(delay time.Duration) {
+	if p.awaitReplay == nil { // such writes would not be awaited
+		p.quiet.Store(delay > muchSooner*p.waitLimit())
 		p.stayUntil.Store(int64(uptime() + stayTime))
 	}
 }

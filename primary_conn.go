@@ -282,17 +282,17 @@ func (c *primaryConn) committed(q *piggyback.Question) {
 	}
 	s.noted = make([]uint64, len(s.sessions)+1)
 	for i := range s.noted {
-		s.noted[i] = s.session(i).wroteUnknownSince(c.system, s.asked)
+		s.noted[i] = s.session(i).wroteUnknownSince(c.system, s.asked, 0)
 	}
 }
 
 // ranUnannounced counts a statement that pgx's tracers were not told of as a write.
 func (c *primaryConn) ranUnannounced() {
 	c.unannounced.Store(true)
-	c.primary.session.wroteUnknown(c.system)
+	c.primary.session.wroteUnknown(c.system, 0)
 	c.primary.statements.catalog.forget(c.primary.written(&c.primary.session))
 	if s := c.acquired.Load(); s != nil {
-		s.wroteUnknown(c.system)
+		s.wroteUnknown(c.system, 0)
 	}
 }
 
@@ -310,8 +310,12 @@ func (c *primaryConn) abandoned(*piggyback.Question) {
 
 // noteUnknown notes a write whose position is not known in the statement's sessions.
 func (s *primaryStatement) noteUnknown() {
+	var learned time.Duration
+	if s.hasWritten() {
+		learned = uptime()
+	}
 	for i := range len(s.sessions) + 1 {
-		s.session(i).wroteUnknown(s.conn.system)
+		s.session(i).wroteUnknown(s.conn.system, learned)
 	}
 }
 

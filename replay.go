@@ -58,6 +58,7 @@ type tracker struct {
 	missed    atomic.Pointer[miss]   // the latest wait in vain, nil if there was none lately
 	delay     replayDelay
 	roundTrip movingAverage // of questions for a report
+	fastest   leastTime     // likewise
 	staleness staleness
 	checking  turn // to ask the replica whether it is still lagging
 	looking   turn // of lookInBackground
@@ -157,6 +158,7 @@ func (t *tracker) note(o *report) {
 	}
 	if o.took > 0 {
 		t.roundTrip.add(o.took)
+		t.fastest.measured(o.took)
 	}
 	t.measure(o)
 	t.staleness.note(o, t.primary.Load(), t.primaryClock.Load())

@@ -95,7 +95,7 @@ func (r *route) fallBack(why reason, cause error) {
 // affectsAllReads reports whether the route leads to the primary for a reason that sends many other reads there at the same
 // time.
 func (r *route) affectsAllReads() bool {
-	return r.why == becauseLag || r.why == becauseBehind || r.why == becauseSooner || r.why == becauseUnreachable
+	return r.why == becauseLag || r.why == becauseBehind || r.why == becauseUnreachable
 }
 
 // route decides where a statement goes, by its context and its SQL.

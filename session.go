@@ -51,8 +51,8 @@ type sessionState struct {
 	origin serverID
 	// unknown is the time, by this process's clock, of the latest write whose position is not known, 0 if there is none.
 	unknown uint64
-	// learned is when the write returned that raised the position, since the process started. It is 0 if that is not
-	// known, as where the position comes from a statement that has written nothing.
+	// learned is when the write returned that the position was raised for, or that made it unknown, since the process
+	// started. It is 0 if that is not known, as where the position comes from a statement that has written nothing.
 	learned time.Duration
 	// outdated is the time at which the position was found to be outdated, in the sense of verdict: an answer of the
 	// primary that is asked for later is needed. It is 0 if the position is not outdated.
@@ -150,7 +150,7 @@ func (s *Session) wrote(p position) {
 			next.outdated = old.outdated
 		}
 		switch {
-		case old.origin == p.origin:
+		case old.origin == p.origin || old.origin == 0:
 			next.position, next.asked = max(next.position, old.position), max(next.asked, old.asked)
 			if p.learned == 0 || next.position == old.position {
 				next.learned = old.learned
@@ -170,18 +170,21 @@ func (s *Session) wrote(p position) {
 	}
 }
 
-// wroteUnknown notes a write to a cluster whose position is not known.
-func (s *Session) wroteUnknown(system uint64) { s.wroteUnknownSince(system, 0) }
+// wroteUnknown notes a write to a cluster whose position is not known. learned is when it returned, since the process
+// started, or 0 if it may have written nothing.
+func (s *Session) wroteUnknown(system uint64, learned time.Duration) {
+	s.wroteUnknownSince(system, 0, learned)
+}
 
 // wroteUnknownSince is wroteUnknown for a write whose position the primary was asked for at the time asked, and will
 // answer. It returns a number that identifies this call, or 0 if another write was noted since that time.
-func (s *Session) wroteUnknownSince(system, asked uint64) (noted uint64) {
+func (s *Session) wroteUnknownSince(system, asked uint64, learned time.Duration) (noted uint64) {
 	now := clock.Add(1)
 	for {
 		w := s.written.Load()
 		old := w.of(system)
 		next := old
-		next.unknown, next.noted = now, now
+		next.unknown, next.noted, next.learned = now, now, max(learned, old.learned)
 		if s.written.CompareAndSwap(w, w.with(next)) {
 			if old.unknown > asked {
 				return 0

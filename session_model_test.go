@@ -111,7 +111,7 @@ func TestSessionCovers(t *testing.T) {
 					server.flushed = server.log
 				}
 				server.wrote = server.log
-				s.wroteUnknown(system)
+				s.wroteUnknown(system, 0)
 			case 2, 3: // somebody asks, and hears of it later
 				c.meet(pool)
 				p := asked()

@@ -43,12 +43,12 @@ func TestSessionOfClusters(t *testing.T) {
 			t.Errorf("of cluster %d, which was not written to, the session says %+v", i, got)
 		}
 		if i%3 == 0 {
-			s.wroteUnknown(uint64(100 + i))
+			s.wroteUnknown(uint64(100+i), 0)
 		}
 		if i%3 != 2 {
 			s.wrote(position{system: uint64(100 + i), origin: serverID(i), asked: clock.Add(1), flush: LSN(i), insert: LSN(i)})
 		} else {
-			s.wroteUnknown(uint64(100 + i))
+			s.wroteUnknown(uint64(100+i), 0)
 		}
 		for j := 1; j <= i; j++ {
 			switch got := s.in(cluster(j)); {
@@ -78,7 +78,7 @@ func TestSessionOfClusters(t *testing.T) {
 			t.Errorf("to a pool of %+v the session says %+v", primary, got)
 		}
 	}
-	s.wroteUnknown(0)
+	s.wroteUnknown(0, 0)
 	if got := s.in(cluster(1)); got.unknown == 0 {
 		t.Errorf("after a write to nobody knows which cluster the session says %+v", got)
 	}
@@ -331,5 +331,25 @@ func BenchmarkSession(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestSessionRemembersTheTimeOfAWrite has a write whose position is not known at first.
+func TestSessionRemembersTheTimeOfAWrite(t *testing.T) {
+	var s Session
+	primary := &identity{system: 1, server: 1}
+	s.wroteUnknown(1, time.Second)
+	s.wrote(position{system: 1, origin: 1, asked: clock.Add(1), flush: 10, insert: 10})
+	if got := s.in(primary); got != (sessionState{position: 10, origin: 1, learned: time.Second}) {
+		t.Errorf("after the first write the session says %+v", got)
+	}
+	s.wroteUnknown(1, 0) // it may have written nothing
+	if got := s.in(primary); got.learned != time.Second || got.unknown == 0 {
+		t.Errorf("after what may be a write the session says %+v", got)
+	}
+	s.wroteUnknown(1, 2*time.Second)
+	s.wrote(position{system: 1, origin: 1, asked: clock.Add(1), flush: 20, insert: 20})
+	if got := s.in(primary); got != (sessionState{position: 20, origin: 1, learned: 2 * time.Second}) {
+		t.Errorf("after the second write the session says %+v", got)
 	}
 }

@@ -2,9 +2,13 @@ package flyregion
 
 import (
 	"context"
+	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // soonerPool returns a pool in ord with a MinReplicaWait of 0, and a function that returns how many of its reads went to
@@ -93,7 +97,7 @@ func TestPrimarySooner(t *testing.T) {
 		delay(t, 80*time.Millisecond)
 		eventually(t, "reads go to the primary", func() bool { writeAndRead(ctx); return sooner() > 3 })
 		cluster.SetLatency("ord", "nrt", 100*time.Millisecond)
-		fromPrimary(readTimes)
+		fromPrimary(leastTimes)
 		eventually(t, "the replica serves reads", func() bool { return writeAndRead(ctx) })
 		silent(t, cluster, pool)
 	})
@@ -139,7 +143,7 @@ func TestReadsWithoutQuestions(t *testing.T) {
 		state := session.written.Load().latest
 		state.unknown, state.learned = 0, uptime()
 		session.written.Store(&written{latest: state})
-		pool.primary.stay()
+		pool.primary.stay(0)
 
 		noError(t, pool.QueryRow(ctx, "select '0' operator(s_"+name+".<<<) $1::int", id).Scan(new(int)))
 		unasked := pool.primary.written(session).unknown > 0
@@ -150,4 +154,144 @@ func TestReadsWithoutQuestions(t *testing.T) {
 		}
 		return unasked
 	})
+}
+
+// stayForLong has the reads of a session in which something was written stay on the primary for an hour.
+func stayForLong(pool *Pool, session *Session) {
+	state := session.written.Load().latest
+	state.unknown, state.learned = 0, uptime()+time.Hour
+	session.written.Store(&written{latest: state})
+	pool.primary.stayUntil.Store(int64(uptime() + time.Hour))
+}
+
+// TestWritesWithoutQuestions has writes whose sessions' reads stay on the primary while replay is halted. They are sent without
+// questions if the primary is much sooner, and the next read sees them. The first read that does not stay asks.
+func TestWritesWithoutQuestions(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	id := 0
+	for _, own := range []bool{false, true} {
+		var asked atomic.Int64
+		pool, sooner := soonerPool(t, func(c *Config) {
+			dial := c.ConnConfig.DialFunc
+			c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := dial(ctx, network, addr)
+				return questionCounter{conn, &asked}, err
+			}
+		})
+		ctx, session := t.Context(), &pool.primary.session
+		if own {
+			session = &Session{}
+			ctx = WithSession(ctx, session)
+		}
+		write := func() {
+			t.Helper()
+			id++
+			noError(t, execs(ctx, pool, insertText(name, id)))
+		}
+		// reads reads what was written, and checks how often the position was asked for since the last call.
+		reads := func(step string, questions int64) {
+			t.Helper()
+			if n := counts(t, ctx, pool, name); n != id {
+				t.Errorf("%s, session of its own: %v: %d rows of %d", step, own, n, id)
+			}
+			if n := asked.Swap(0); n != questions {
+				t.Errorf("%s, session of its own: %v: the position was asked for %d times, want %d", step, own, n, questions)
+			}
+		}
+		write()
+		awaitReplica(t, ctx, pool)
+		thaw := freeze(t, cluster)
+		before := sooner() // asks for the position too
+		stayForLong(pool, session)
+		asked.Store(0)
+
+		pool.primary.quiet.Store(true)
+		write()
+		reads("much sooner", 0)
+		noError(t, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { id++; return execs(ctx, tx, insertText(name, id)) }))
+		stayForLong(pool, session)
+		asked.Store(0)
+		write()
+		reads("behind a transaction", 0)
+		pool.primary.quiet.Store(false)
+		write()
+		if n := asked.Swap(0); n != 1 {
+			t.Errorf("session of its own: %v: the position of a write was asked for %d times, want once", own, n)
+		}
+		stayForLong(pool, session)
+		pool.primary.quiet.Store(true)
+		write()
+		pool.primary.stayUntil.Store(0)
+		reads("does not stay", 1)
+		if n := sooner() - before; n != 2 {
+			t.Errorf("session of its own: %v: %d reads stay, want 2", own, n)
+		}
+		thaw()
+		awaitReplica(t, ctx, pool)
+		if n := counts(t, ctx, pool, name); n != id {
+			t.Errorf("session of its own: %v: %d rows of %d on the replica", own, n, id)
+		}
+	}
+}
+
+// TestStayedReadsTakeNoSlot has more reads stay on the primary than there are slots for fallbacks.
+func TestStayedReadsTakeNoSlot(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	ctx := t.Context()
+	pool, sooner := soonerPool(t)
+	before := sooner()
+	noError(t, execs(ctx, pool, insertText(name, 0)))
+	stayForLong(pool, &pool.primary.session)
+	pool.primary.quiet.Store(true)
+	noError(t, execs(ctx, pool, insertText(name, 1)))
+	for range 2 {
+		rows, err := pool.Query(ctx, "select 1")
+		noError(t, err)
+		defer rows.Close()
+	}
+	if n := sooner() - before; n != 2 {
+		t.Fatalf("%d reads stay on the primary, want 2", n)
+	}
+	if n := len(pool.primary.fallbacks); n != 0 {
+		t.Errorf("%d reads have a slot", n)
+	}
+}
+
+// TestPrimaryIsSooner has the primary answer in a millisecond, and says which replicas are slower.
+func TestPrimaryIsSooner(t *testing.T) {
+	const ms = time.Millisecond
+	for _, test := range []struct {
+		name         string
+		minWait      time.Duration
+		report       time.Duration // how soon the replica answers
+		delay        time.Duration
+		sinceWrite   time.Duration
+		sooner, much bool
+	}{
+		{name: "nothing known"},
+		{name: "fast replica", report: ms / 10, delay: ms / 2},
+		{name: "delay", report: ms / 10, delay: 2 * ms, sooner: true},
+		{name: "long delay", report: ms / 10, delay: 10 * ms, sooner: true, much: true},
+		{name: "long delay is over", report: ms / 10, delay: 10 * ms, sinceWrite: 20 * ms, much: true},
+		{name: "replica answers as soon", report: ms, sooner: true},
+		{name: "answer behind the delay", report: ms / 2, delay: 3 * ms / 4, sooner: true},
+		{name: "minimal wait", minWait: ms, report: 10 * ms, delay: 10 * ms, much: true},
+	} {
+		p := &primary{minWait: test.minWait, maxWait: time.Second}
+		p.roundTrip.Store(int64(ms))
+		rep := &replica{tracker: &tracker{}}
+		for range leastTimes + 1 {
+			rep.tracker.fastest.measured(test.report)
+		}
+		rep.tracker.delay.estimate.Store(int64(test.delay))
+		state := sessionState{position: 1, learned: uptime() - test.sinceWrite}
+		if got := (&reads{primary: p}).primarySooner(rep, state); got != test.sooner {
+			t.Errorf("%s: the primary is sooner: %v", test.name, got)
+		}
+		if p.stay(test.delay); p.quiet.Load() != test.much {
+			t.Errorf("%s: the primary is much sooner: %v", test.name, !test.much)
+		}
+	}
 }

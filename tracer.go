@@ -197,8 +197,10 @@ func (c *primaryConn) ask(s *primaryStatement) {
 		if s.HasShow {
 			return
 		}
-	case s.Access == sqltext.Read && !s.TxControl && !s.OtherCommand && !s.UnknownCalls && c.primary.stays(c.sessionOf(s)):
-		s.timed = uptime()
+	case !s.TxControl && !s.OtherCommand && !s.UnknownCalls && (!isWrite || c.primary.quiet.Load()) && c.primary.stays(c.sessionOf(s)):
+		if s.Access == sqltext.Read {
+			s.timed = uptime()
+		}
 		return
 	default:
 		position = true

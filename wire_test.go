@@ -598,7 +598,7 @@ func TestWireCutBeforeTheAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitReplica(t, ctx, pool)
-	pool.primary.session.wroteUnknown(pool.primary.identity.Load().system)
+	pool.primary.session.wroteUnknown(pool.primary.identity.Load().system, 0)
 	armed.Store(true)
 	if err := pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("%v, want that of the connection", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -48,6 +49,23 @@ func TestReplicaHosts(t *testing.T) {
 		t.Error("addresses are looked up")
 	}
 	unused(t, pool)
+}
+
+// TestReplicaHostWithUnderscores reads from a host that is named as in a container network.
+func TestReplicaHostWithUnderscores(t *testing.T) {
+	cluster := sharedCluster(t)
+	_, port, _ := strings.Cut(hostPort(t, cluster.Server("ord")), ":")
+	config, err := ParseConfig(cluster.Server("nrt").ConnString() + "&fly_replica_hosts=app_db_replica_1:" + port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ConnConfig.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"127.0.0.1"}, nil }
+	pool, err := NewPoolWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	readOn(t, cluster, pool, "ord")
 }
 
 // TestReadsInThePrimarysRegion reads from the servers in the primary's region: a standby, and the leader, which always shows

@@ -334,7 +334,8 @@ func normalHost(name string) string {
 	return strings.ToLower(strings.TrimSuffix(name, "."))
 }
 
-// isHostName reports whether s can be the name of a host.
+// isHostName reports whether s can be the name of a host. Underscores are allowed, as container networks give names with them.
 func isHostName(s string) bool {
-	return s != "" && !slices.ContainsFunc(strings.Split(strings.TrimSuffix(s, "."), "."), func(label string) bool { return !isDNSLabel(label) })
+	name := strings.ReplaceAll(strings.TrimSuffix(s, "."), "_", "x")
+	return name != "" && !slices.ContainsFunc(strings.Split(name, "."), func(label string) bool { return !isDNSLabel(label) })
 }

@@ -3,6 +3,8 @@ package flyregion
 import (
 	"context"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -170,16 +172,17 @@ func servesAgain(pool *Pool, s *pgcluster.Server) bool {
 }
 
 // BenchmarkReplicaThroughput reads from one, two and three replicas that answer no more than some reads a second each, as a pool
-// has few connections to them and they are 10 ms away. The ratios are those of the reads a second to as many times those of one
+// has few connections to them and they are 20 ms away. The ratios are those of the reads a second to as many times those of one
 // replica.
 func BenchmarkReplicaThroughput(b *testing.B) {
 	const (
-		slice = 200 * time.Millisecond
+		begin = 200 * time.Millisecond // until all connections are in use
+		slice = 500 * time.Millisecond
 		conns = 4
 		most  = 3
 	)
 	cluster := threeReplicas(b)
-	cluster.SetLatency("ord", "ord", 10*time.Millisecond)
+	cluster.SetLatency("ord", "ord", 20*time.Millisecond)
 	ctx := b.Context()
 	for _, balance := range balances {
 		b.Run(string(balance), func(b *testing.B) {
@@ -190,12 +193,12 @@ func BenchmarkReplicaThroughput(b *testing.B) {
 				pools = append(pools, pool)
 			}
 			perSecond := func(pool *Pool) float64 {
-				began := time.Now()
 				var wg sync.WaitGroup
 				var reads atomic.Int64
+				var over atomic.Bool
 				for range 16 * conns {
 					wg.Go(func() {
-						for time.Since(began) < slice {
+						for !over.Load() {
 							if err := pool.QueryRow(ctx, "select 1").Scan(new(int)); err != nil {
 								b.Error(err)
 								return
@@ -204,26 +207,32 @@ func BenchmarkReplicaThroughput(b *testing.B) {
 						}
 					})
 				}
+				time.Sleep(begin)
+				before, began := reads.Load(), time.Now()
+				time.Sleep(slice)
+				n, took := reads.Load()-before, time.Since(began)
+				over.Store(true)
 				wg.Wait()
-				return float64(reads.Load()) / time.Since(began).Seconds()
+				return float64(n) / took.Seconds()
 			}
 			for _, pool := range pools {
 				perSecond(pool) // opens the connections
 			}
-			var linear [most][]float64
+			var ratios [most][]float64
 			var one []float64
-			for range max(b.N, 3) {
-				var got [most]float64
+			for range b.N {
 				for i, pool := range pools {
-					got[i] = perSecond(pool)
-					linear[i] = append(linear[i], got[i]/got[0]/float64(i+1))
+					got := perSecond(pool)
+					if i == 0 {
+						one = append(one, got)
+					}
+					ratios[i] = append(ratios[i], got/one[len(one)-1]/float64(i+1))
 				}
-				one = append(one, got[0])
 			}
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(median(one), "one-reads/s")
-			b.ReportMetric(median(linear[1]), "two-ratio")
-			b.ReportMetric(median(linear[2]), "three-ratio")
+			b.ReportMetric(median(ratios[1]), "two-ratio")
+			b.ReportMetric(median(ratios[2]), "three-ratio")
 		})
 	}
 }
@@ -264,5 +273,53 @@ func BenchmarkReplicasRead(b *testing.B) {
 				})
 			})
 		}
+	}
+}
+
+// BenchmarkReplicaSpread reads from three equal replicas, and asks each read where it ran. off-% is how far the replica that is
+// the farthest from its part is off. With BalanceWeighted the parts are 3, 2 and 1 sixths, else a third each. BalanceLeastBusy
+// promises no part: it goes by round trips too, and those that were measured to equal replicas differ.
+func BenchmarkReplicaSpread(b *testing.B) {
+	const goroutines = 8
+	cluster := threeReplicas(b)
+	ctx := b.Context()
+	weights := map[string]int{}
+	ports := map[string]int{}
+	for i, s := range cluster.Servers()[1:] {
+		weights[s.Addr()], ports[s.Addr()] = 3-i, i
+	}
+	for _, balance := range balances {
+		b.Run(string(balance), func(b *testing.B) {
+			config, err := ParseConfig(cluster.Leader().ConnString())
+			noError(b, err)
+			config.ReplicaHosts = slices.Sorted(maps.Keys(weights))
+			config.MaxConns, config.Balance = goroutines, balance
+			if balance == BalanceWeighted {
+				config.ReplicaWeights = weights
+			}
+			pool, err := NewPoolWithConfig(b.Context(), config)
+			noError(b, err)
+			b.Cleanup(pool.Close)
+			awaitAll(b, ctx, pool, len(ports))
+			const least = 3000 // also with -benchtime=1x
+			n := max(b.N, least)
+			var got [3]atomic.Int64
+			noError(b, inParallel(goroutines, n, func() error {
+				var port string
+				err := pool.QueryRow(ctx, "select current_setting('port')").Scan(&port)
+				got[ports["127.0.0.1:"+port]].Add(1)
+				return err
+			}))
+			off := 0.0
+			for i := range got {
+				part := 1.0 / 3
+				if balance == BalanceWeighted {
+					part = float64(3-i) / 6
+				}
+				off = max(off, math.Abs(float64(got[i].Load())/float64(n)/part-1))
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(100*off, "off-%")
+		})
 	}
 }

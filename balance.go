@@ -19,7 +19,7 @@ const (
 	// [Config.ReplicaWeights] says.
 	BalanceWeighted Balance = "weighted"
 	// BalanceLeastBusy takes two replicas at random and reads from the one that is expected to answer first: the number of
-	// reads that use it, and one more, times its round trip.
+	// reads that use it, and one more, times its round trip. Round trips that differ by less than a millisecond count as equal.
 	BalanceLeastBusy Balance = "least_busy"
 )
 

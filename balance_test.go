@@ -45,12 +45,16 @@ func TestBalanceSpread(t *testing.T) {
 			syd.used.Add(1)
 		}},
 		"least busy, one farther": {config: func(c *Config) { c.Balance = BalanceLeastBusy }, ord: 1, prepare: func(ord, syd *replica) {
-			ord.tracker.roundTrip.add(time.Millisecond)
-			syd.tracker.roundTrip.add(2 * time.Millisecond)
+			roundTrips(ord, time.Millisecond)
+			roundTrips(syd, 2*time.Millisecond)
+		}},
+		"least busy, as near": {config: func(c *Config) { c.Balance = BalanceLeastBusy }, ord: 0.5, prepare: func(ord, syd *replica) {
+			roundTrips(ord, 100*time.Microsecond)
+			roundTrips(syd, 200*time.Microsecond)
 		}},
 		"least busy, nearer and busier": {config: func(c *Config) { c.Balance = BalanceLeastBusy }, ord: 0, prepare: func(ord, syd *replica) {
-			ord.tracker.roundTrip.add(time.Millisecond)
-			syd.tracker.roundTrip.add(2 * time.Millisecond)
+			roundTrips(ord, time.Millisecond)
+			roundTrips(syd, 2*time.Millisecond)
 			ord.used.Add(2)
 		}},
 	} {
@@ -462,5 +466,12 @@ func BenchmarkChoose(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// roundTrips has a replica answer in d, often enough to be sure of it.
+func roundTrips(r *replica, d time.Duration) {
+	for range 2 * leastTimes {
+		r.tracker.fastest.measured(d)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // balancer chooses among replicas that are as good as each other.
@@ -94,6 +95,9 @@ func (b *balancer) weighted(among []*replica) (best *replica) {
 	return best
 }
 
+// sameRoundTrip is the difference below which two round trips count as equal: those within a region differ by less.
+const sameRoundTrip = time.Millisecond
+
 // leastBusy returns the better one of two replicas that are chosen at random.
 func leastBusy(among []*replica) *replica {
 	i := rand.IntN(len(among))
@@ -102,20 +106,14 @@ func leastBusy(among []*replica) *replica {
 		j++
 	}
 	a, b := among[i], among[j]
-	if b.load(a) < a.load(b) {
+	atA, atB := a.tracker.fastest.shortest(), b.tracker.fastest.shortest()
+	if atA == 0 || atB == 0 || (atA-atB).Abs() < sameRoundTrip {
+		atA, atB = 1, 1 // one that was hardly measured yet counts as near as the other
+	}
+	if time.Duration(b.used.Load()+1)*atB < time.Duration(a.used.Load()+1)*atA {
 		return b
 	}
 	return a
-}
-
-// load returns how long a read on r is expected to take, to be compared with one on other. A replica that was not measured
-// yet counts as near as the other.
-func (r *replica) load(other *replica) int64 {
-	roundTrip := r.tracker.roundTrip.average()
-	if roundTrip == 0 || other.tracker.roundTrip.average() == 0 {
-		roundTrip = 1
-	}
-	return int64(r.used.Load()+1) * int64(roundTrip)
 }
 
 // candidate is r as an app's Balancer sees it.

@@ -277,8 +277,7 @@ func BenchmarkReplicasRead(b *testing.B) {
 }
 
 // BenchmarkReplicaSpread reads from three equal replicas, and asks each read where it ran. off-% is how far the replica that is
-// the farthest from its part is off. With BalanceWeighted the parts are 3, 2 and 1 sixths, else a third each. BalanceLeastBusy
-// promises no part: it goes by round trips too, and those that were measured to equal replicas differ.
+// the farthest from its part is off. With BalanceWeighted the parts are 3, 2 and 1 sixths, else a third each.
 func BenchmarkReplicaSpread(b *testing.B) {
 	const goroutines = 8
 	cluster := threeReplicas(b)

@@ -67,6 +67,8 @@ func (d *replayDelay) notShown(state sessionState) {
 // measured elsewhere never grows while connections live, as a write may take any time. This one grows when the server's
 // distance does.
 type leastTime struct {
+	least atomic.Int64 // in nanoseconds, 0 if too few answers were measured
+
 	mu       sync.Mutex    // guards the following fields
 	count    int           // of the answers in current
 	current  time.Duration // the shortest of the latest answers, leastTimes at most
@@ -85,15 +87,11 @@ func (a *leastTime) measured(d time.Duration) {
 		a.current = d
 	}
 	a.count++
+	a.least.Store(int64(min(a.current, a.previous)))
 }
 
 // shortest returns the time that answers take at least, 0 if too few were measured.
-func (a *leastTime) shortest() time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-
-	return min(a.current, a.previous)
-}
+func (a *leastTime) shortest() time.Duration { return time.Duration(a.least.Load()) }
 
 // movingAverage is an average of durations in which the latest ones count most.
 type movingAverage struct{ nanoseconds atomic.Int64 }

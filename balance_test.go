@@ -269,7 +269,7 @@ func TestNoFallback(t *testing.T) {
 			}
 		}
 	})
-	briefly := func(c *Config) { c.MaxReplicaWait = 300 * time.Millisecond }
+	briefly := func(c *Config) { c.MaxReplicaWait = 2 * time.Second }
 	both := func(c *Config) { c.ConnConfig.LookupFunc = namesFor(cluster, "ord", "syd").LookupHost }
 	t.Run("one of two is gone", func(t *testing.T) {
 		for what, read := range readsOf(name) {
@@ -335,7 +335,7 @@ func TestNoFallback(t *testing.T) {
 		}
 	})
 	t.Run("the nearest lags", func(t *testing.T) {
-		pool := poolIn(t, cluster, "ord", noFallback, briefly, func(c *Config) { c.ReplicaRegions = []string{"ord", "syd"} })
+		pool := poolIn(t, cluster, "ord", noFallback, func(c *Config) { c.MaxReplicaWait, c.ReplicaRegions = 500*time.Millisecond, []string{"ord", "syd"} })
 		awaitReplica(t, ctx, pool)
 		freeze(t, cluster)
 		if err := execs(ctx, pool, insertText(name, 1)); err != nil {

@@ -67,19 +67,6 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 	}
 }
 
-// attempts are what a read has tried in vain.
-type attempts struct {
-	replicas []*replica
-	err      error // of the first one, but for reserves if the read may not run on the primary
-}
-
-func (a *attempts) add(rt *route, rep *replica, err error) {
-	a.replicas = append(a.replicas, rep)
-	if a.err == nil && (rt.mayFallBack() || !rep.host.reserve) {
-		a.err = err
-	}
-}
-
 // choose returns the replica that a read tries next, nil if there is none.
 func (rd *reads) choose(ctx context.Context, rt *route, state sessionState, tried *attempts) *replica {
 	rep := rd.replicas.choose(rt, state, tried.replicas)

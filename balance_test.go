@@ -454,7 +454,7 @@ func BenchmarkChoose(b *testing.B) {
 	for _, balance := range balances {
 		for _, n := range []int{3, 50} {
 			b.Run(string(balance)+map[int]string{3: "/3", 50: "/50"}[n], func(b *testing.B) {
-				rs := &replicas{balance: balancer{kind: balance}, discovery: &discovery{}}
+				rs := &replicas{balance: balancer{kind: balance}}
 				var list []*replica
 				for range n {
 					list = append(list, &replica{region: "ord", host: &replicaHost{region: "ord", weight: 1}, tracker: &tracker{}, guard: &guard{}})

@@ -2,12 +2,12 @@ package flyregion
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"math"
 	"net"
 	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,13 +18,9 @@ import (
 const (
 	// lookupTimeout bounds a lookup that no read waits for.
 	lookupTimeout = 5 * time.Second
-	// minRediscoverPause is the time between two rounds of lookups at least, however many connections fail.
-	minRediscoverPause = 500 * time.Millisecond
 	// maxAbsent is how many lookups in a row must not have named a replica that can be reached before it is let go. Some
 	// name servers answer with only some of the addresses each time.
 	maxAbsent = 3
-	// never is a time that does not come.
-	never = math.MaxInt64
 )
 
 // discovery finds the replicas behind the hosts, and keeps the set of them up to date. A name is looked up for the first time
@@ -32,14 +28,10 @@ const (
 // when a read finds that the interval has passed, and when a replica could not be reached. So nothing is looked up while the
 // pool is not used. A lookup that fails changes nothing.
 type discovery struct {
-	set      *replicas
-	open     func(h *replicaHost, address string) (*replica, error) // makes a replica; the address of a name's first one is ""
-	interval time.Duration
-	log      func(ctx context.Context, message string, err error)
-
-	due     atomic.Int64 // when the names are to be looked up again, in nanoseconds since 1970; never before the first lookup
-	began   atomic.Int64 // when the latest round of lookups began
-	running atomic.Bool  // a round is under way
+	schedule
+	set  *replicas
+	open func(h *replicaHost, address string) (*replica, error) // makes a replica; the address of a name's first one is ""
+	log  func(ctx context.Context, message string, err error)
 
 	ctx  context.Context // ends when the discovery stops
 	stop context.CancelFunc
@@ -53,18 +45,6 @@ type discovery struct {
 	left    pastCounts    // of the replicas that were let go before
 
 	done sync.WaitGroup // rounds of lookups, and replicas that are being closed
-}
-
-// newReplicas returns an empty set and its discovery. It does no I/O.
-func newReplicas(p *primary, c *Config) *replicas {
-	d := &discovery{interval: c.DiscoveryInterval, log: loggerOf(c.ConnConfig.Tracer)}
-	d.set = &replicas{discovery: d, balance: balancer{kind: c.Balance, own: c.Balancer}}
-	d.open = func(h *replicaHost, address string) (*replica, error) {
-		return newReplica(p, d, h, address, c.MaxReplicaWait)
-	}
-	d.due.Store(never)
-	d.ctx, d.stop = context.WithCancel(context.Background())
-	return d.set
 }
 
 // loggerOf returns a function that writes to the app's log, if the app has pgx write to one.
@@ -132,28 +112,8 @@ func (d *discovery) addressOf(ctx context.Context, r *replica) (string, error) {
 	return "", &net.DNSError{Err: "leads to no other server than those that are known", Name: r.host.name, IsNotFound: true}
 }
 
-// tick looks the names up in the background if that is due. A read calls it with the time that it has read.
-func (d *discovery) tick(now time.Time) {
-	if due := d.due.Load(); now.UnixNano() >= due {
-		d.claim(now, due)
-	}
-}
-
-// hurry looks the names up in the background because a replica could not be reached.
-func (d *discovery) hurry() {
-	now := time.Now()
-	if due := d.due.Load(); due != never && now.UnixNano()-d.began.Load() >= int64(min(minRediscoverPause, d.interval)) {
-		d.claim(now, due)
-	}
-}
-
-// claim begins a round of lookups. Of concurrent callers one does.
-func (d *discovery) claim(now time.Time, due int64) {
-	if !d.due.CompareAndSwap(due, now.Add(d.interval).UnixNano()) || !d.running.CompareAndSwap(false, true) {
-		return
-	}
-	d.began.Store(now.UnixNano())
-
+// begin begins a round of lookups, unless the discovery is closed.
+func (d *discovery) begin() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.closed {
@@ -309,15 +269,14 @@ func lastOf(list []*replica, h *replicaHost) int {
 
 // close closes all replicas. It returns when their connections were released and closed, and no goroutine of them or of the
 // discovery runs any more.
-func (rs *replicas) close() {
-	d := rs.discovery
+func (d *discovery) close() {
 	d.mu.Lock()
 	d.closed = true
 	d.mu.Unlock()
 	d.stop()
 
 	var closing sync.WaitGroup
-	for _, r := range rs.list() {
+	for _, r := range d.set.list() {
 		closing.Go(r.close)
 	}
 	closing.Wait()
@@ -325,27 +284,27 @@ func (rs *replicas) close() {
 }
 
 // stat adds the statistics of the replicas to s.
-func (rs *replicas) stat(s *Stat) {
-	rs.discovery.mu.Lock()
-	defer rs.discovery.mu.Unlock()
+func (d *discovery) stat(s *Stat) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 
-	for _, r := range rs.inUse() {
+	for _, r := range d.set.inUse() {
 		s.replicas = append(s.replicas, replicaStat{r.region, r.health.good(), r.pool.Stat()})
 	}
-	for _, r := range rs.discovery.leaving {
+	for _, r := range d.leaving {
 		s.leaving = append(s.leaving, r.pool.Stat())
 	}
-	s.left = rs.discovery.left
+	s.left = d.left
 }
 
 // appendFailures appends the latest failures to reach replicas, and to look up the hosts of those that stay nevertheless.
-func (rs *replicas) appendFailures(failures []ConnectFailure) []ConnectFailure {
-	for _, r := range rs.inUse() {
+func (d *discovery) appendFailures(failures []ConnectFailure) []ConnectFailure {
+	for _, r := range d.set.inUse() {
 		failures = r.connects.appendTo(failures, targetReplica, r.region)
 	}
-	rs.discovery.mu.Lock()
-	hosts, regions := slices.Clone(rs.discovery.hosts), rs.discovery.regions
-	rs.discovery.mu.Unlock()
+	d.mu.Lock()
+	hosts, regions := slices.Clone(d.hosts), d.regions
+	d.mu.Unlock()
 	for _, h := range hosts {
 		failures = h.lookups.connects.appendTo(failures, targetReplica, h.region)
 	}
@@ -353,4 +312,83 @@ func (rs *replicas) appendFailures(failures []ConnectFailure) []ConnectFailure {
 		failures = regions.lookups.connects.appendTo(failures, targetReplica, regions.own)
 	}
 	return failures
+}
+
+// find has the first read look up the regions of a finder, unless that is nil.
+func (d *discovery) find(f *regionFinder) {
+	if f == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.regions, d.set.order = f, f.order
+	d.due.Store(0)
+}
+
+// lookUpRegions has the regions read from in which there are Machines now.
+func (d *discovery) lookUpRegions(ctx context.Context, f *regionFinder) {
+	regions, err := f.find(ctx)
+	if err != nil {
+		if d.ctx.Err() == nil {
+			d.failed(strings.Join(f.names, " and "), &f.lookups, err)
+		}
+		return
+	}
+	d.mu.Lock()
+	f.lookups.succeeded()
+	known := []string{f.own}
+	for _, h := range d.hosts {
+		if !slices.Contains(known, h.region) {
+			known = append(known, h.region)
+		}
+	}
+	d.mu.Unlock()
+
+	for _, region := range regions {
+		if slices.Contains(known, region) {
+			continue
+		}
+		hosts, err := f.hosts(region)
+		if err != nil { // a region of Fly's has hosts
+			d.log(ctx, "flyregion: replicas in "+region+" cannot be read from", err)
+			continue
+		}
+		for _, h := range hosts {
+			if h.joined = true; h.reserve {
+				continue
+			}
+			if err := d.add(h); err != nil && !errors.Is(err, errClosedPool) {
+				d.log(ctx, "flyregion: "+h.name+" cannot be read from", err)
+			}
+		}
+	}
+	d.leaveRegions(f, slices.DeleteFunc(known, func(region string) bool {
+		return region == f.own || slices.Contains(regions, region)
+	}), regions)
+}
+
+// leaveRegions lets the replicas of regions go that a few answers in a row have not named.
+func (d *discovery) leaveRegions(f *regionFinder, absent, present []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	for _, region := range present {
+		delete(f.absent, region)
+	}
+	for _, region := range absent {
+		if f.absent[region]++; f.absent[region] < maxAbsent || d.closed {
+			continue
+		}
+		delete(f.absent, region)
+		d.hosts = slices.DeleteFunc(d.hosts, func(h *replicaHost) bool { return h.region == region })
+		var stay []*replica
+		for _, r := range d.set.list() {
+			if r.region != region {
+				stay = append(stay, r)
+				continue
+			}
+			d.leave(r)
+		}
+		d.set.store(stay)
+	}
 }

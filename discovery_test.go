@@ -447,7 +447,7 @@ func TestIdlePoolLooksNothingUp(t *testing.T) {
 	names := namesFor(cluster, "ord")
 	pool := poolIn(t, cluster, "ord", names.into, often)
 	readOn(t, cluster, pool, "ord")
-	eventually(t, "no lookup is under way", func() bool { return !pool.replicas.discovery.running.Load() })
+	eventually(t, "no lookup is under way", func() bool { return !pool.discovery.running.Load() })
 	asked := names.times(ordName)
 	time.Sleep(20 * pool.config.DiscoveryInterval)
 	if n := names.times(ordName); n != asked {

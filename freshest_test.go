@@ -45,7 +45,7 @@ func TestReplicaHosts(t *testing.T) {
 			t.Fatalf("a read after %d writes saw %d", i+1, n)
 		}
 	}
-	if pool.replicas.discovery.due.Load() != never {
+	if pool.discovery.due.Load() != never {
 		t.Error("addresses are looked up")
 	}
 	unused(t, pool)

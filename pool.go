@@ -25,6 +25,7 @@ type Pool struct {
 	primary   *primary
 	router    *router
 	replicas  *replicas // nil where one plain pool does
+	discovery *discovery
 	reads     *reads
 	telemetry *telemetry
 }
@@ -79,7 +80,8 @@ func (p *Pool) open(ctx context.Context) (err error) {
 	p.router = &router{statements: statements, noFallback: c.NoFallback}
 	p.primary.statements, p.primary.telemetry = statements, p.telemetry
 	p.primary.fallbacks = make(chan struct{}, max(1, c.MaxConns/2))
-	p.replicas = newReplicas(p.primary, c)
+	p.discovery = newDiscovery(p.primary, c)
+	p.replicas = p.discovery.set
 	p.reads = &reads{router: p.router, replicas: p.replicas, primary: p.primary, telemetry: p.telemetry}
 
 	primary, err := p.openReplicas(regions)
@@ -122,7 +124,7 @@ func (p *Pool) openReplicas(regions []string) (*pgxpool.Config, error) {
 	if err := p.openHosts(hosts); err != nil {
 		return nil, err
 	}
-	p.replicas.discovery.find(newRegionFinder(c, func(region string) ([]*replicaHost, error) {
+	p.discovery.find(newRegionFinder(c, func(region string) ([]*replicaHost, error) {
 		hosts, err := c.hostsToRead([]string{region})
 		for _, h := range hosts {
 			p.router.statements.observe(h.config)
@@ -143,7 +145,7 @@ func (p *Pool) openHosts(hosts []*replicaHost) error {
 	}
 	for _, h := range hosts {
 		p.router.statements.observe(h.config)
-		if err := p.replicas.discovery.add(h); err != nil {
+		if err := p.discovery.add(h); err != nil {
 			return err
 		}
 	}
@@ -347,10 +349,10 @@ func (p *Pool) Reset() {
 func (p *Pool) Stat() *Stat {
 	s := &Stat{primary: p.primary.pool.Stat()}
 	if p.replicas != nil {
-		p.replicas.stat(s)
+		p.discovery.stat(s)
 		s.statements = p.telemetry.counts.list()
 		s.failures = p.primary.connects.appendTo(nil, targetPrimary, p.config.PrimaryRegion)
-		s.failures = p.replicas.appendFailures(s.failures)
+		s.failures = p.discovery.appendFailures(s.failures)
 		s.mistakes = p.replicas.balance.mistakes.Load()
 	}
 	return s
@@ -388,7 +390,7 @@ func (p *Pool) Close() {
 		closing.Go(p.primary.close)
 	}
 	if p.replicas != nil {
-		closing.Go(p.replicas.close)
+		closing.Go(p.discovery.close)
 	}
 	closing.Wait()
 	if p.telemetry != nil {

@@ -3,7 +3,6 @@ package flyregion
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -61,85 +60,6 @@ func (f *regionFinder) find(ctx context.Context) (regions []string, err error) {
 		}
 	}
 	return regions, nil
-}
-
-// find has the first read look up the regions of a finder, unless that is nil.
-func (d *discovery) find(f *regionFinder) {
-	if f == nil {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.regions = f
-	d.due.Store(0)
-}
-
-// lookUpRegions has the regions read from in which there are Machines now.
-func (d *discovery) lookUpRegions(ctx context.Context, f *regionFinder) {
-	regions, err := f.find(ctx)
-	if err != nil {
-		if d.ctx.Err() == nil {
-			d.failed(strings.Join(f.names, " and "), &f.lookups, err)
-		}
-		return
-	}
-	d.mu.Lock()
-	f.lookups.succeeded()
-	known := []string{f.own}
-	for _, h := range d.hosts {
-		if !slices.Contains(known, h.region) {
-			known = append(known, h.region)
-		}
-	}
-	d.mu.Unlock()
-
-	for _, region := range regions {
-		if slices.Contains(known, region) {
-			continue
-		}
-		hosts, err := f.hosts(region)
-		if err != nil { // a region of Fly's has hosts
-			d.log(ctx, "flyregion: replicas in "+region+" cannot be read from", err)
-			continue
-		}
-		for _, h := range hosts {
-			if h.joined = true; h.reserve {
-				continue
-			}
-			if err := d.add(h); err != nil && !errors.Is(err, errClosedPool) {
-				d.log(ctx, "flyregion: "+h.name+" cannot be read from", err)
-			}
-		}
-	}
-	d.leaveRegions(f, slices.DeleteFunc(known, func(region string) bool {
-		return region == f.own || slices.Contains(regions, region)
-	}), regions)
-}
-
-// leaveRegions lets the replicas of regions go that a few answers in a row have not named.
-func (d *discovery) leaveRegions(f *regionFinder, absent, present []string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-
-	for _, region := range present {
-		delete(f.absent, region)
-	}
-	for _, region := range absent {
-		if f.absent[region]++; f.absent[region] < maxAbsent || d.closed {
-			continue
-		}
-		delete(f.absent, region)
-		d.hosts = slices.DeleteFunc(d.hosts, func(h *replicaHost) bool { return h.region == region })
-		var stay []*replica
-		for _, r := range d.set.list() {
-			if r.region != region {
-				stay = append(stay, r)
-				continue
-			}
-			d.leave(r)
-		}
-		d.set.store(stay)
-	}
 }
 
 // order sorts replicas: this process's own region first, then the others by their shortest round trip, those last of which none

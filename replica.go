@@ -5,8 +5,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -85,7 +83,8 @@ type replica struct {
 	health    health
 	connects  connects
 	guard     *guard
-	discovery *discovery
+	schedule  *schedule // of lookups of the hosts
+	validated func()    // called when a new connection was validated
 }
 
 // hookError is an error of the app's PrepareConn, which tells nothing about the replica.
@@ -134,7 +133,7 @@ func (r *replica) probe(ctx context.Context) {
 func (r *replica) fail(err error) {
 	r.connects.failed(err)
 	r.health.fail()
-	r.discovery.hurry()
+	r.schedule.hurry()
 }
 
 // endpoint returns what is dialed, "" as long as the host's name was not looked up.
@@ -173,7 +172,7 @@ func acquireConn[C pooledConn](ctx context.Context, r *replica, from connSource[
 	if !prompt || r.impatient {
 		now := time.Now()
 		r.now.Store(now.UnixNano())
-		r.discovery.tick(now)
+		r.schedule.tick(now)
 	}
 	if !prompt { // else a context with a timer would be made for nothing
 		var cancel context.CancelFunc
@@ -345,7 +344,7 @@ func (r *replica) validate(ctx context.Context, conn *pgconn.PgConn) error {
 	c.told(&report)
 	conn.CustomData()[customDataKey] = c
 	r.tracker.note(&report)
-	r.discovery.set.markAliases(r.host)
+	r.validated()
 	return nil
 }
 
@@ -400,123 +399,3 @@ func (r *replica) close() {
 	r.tracker.close()
 	r.guard.close()
 }
-
-// newReplica makes the pool and the tracker of a host's replica at an address. If that is "", the discovery finds it when the
-// first connection is made. limit bounds how long a read waits for a connection, and for a lock that replay holds.
-func newReplica(p *primary, d *discovery, h *replicaHost, address string, limit time.Duration) (_ *replica, err error) {
-	r := &replica{region: h.region, host: h, discovery: d, limit: limit}
-	region, config := h.region, h.config.Copy()
-	if address != "" {
-		r.address.Store(&address)
-	}
-	if !h.literal {
-		// All but the lookup has the name: TLS checks it, and hooks, tracers and errors show it.
-		lookup := config.ConnConfig.LookupFunc
-		config.ConnConfig.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
-			if host != h.name {
-				return lookup(ctx, host) // a BeforeConnect leads elsewhere
-			}
-			address, err := d.addressOf(ctx, r)
-			if err != nil {
-				return nil, err
-			}
-			return []string{address}, nil
-		}
-	}
-
-	// A standby refuses writes by itself. The session refuses them even after the standby was promoted. So a statement that
-	// was lost with its connection has written nothing, and can run on the primary.
-	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
-	limitLocks(config.ConnConfig.RuntimeParams, limit)
-
-	config.ConnConfig.ValidateConnect = validateBoth(config.ConnConfig.ValidateConnect, r.validate)
-
-	beforeConnect, dial := config.BeforeConnect, config.ConnConfig.DialFunc
-	r.tracker = newTracker(region, p, p.reconnect, func(ctx context.Context) (_ *pgconn.PgConn, err error) {
-		defer func() { r.connects.failed(err) }()
-
-		one := config.ConnConfig.Copy()
-		if beforeConnect != nil {
-			if err := beforeConnect(ctx, one); err != nil {
-				return nil, err
-			}
-		}
-		one.DialFunc = dial
-		one.RuntimeParams["application_name"] = "flyregion"
-		if _, set := one.RuntimeParams["statement_timeout"]; set {
-			one.RuntimeParams["statement_timeout"] = "0" // the app's is for its own statements
-		}
-		conn, err := pgconn.ConnectConfig(ctx, &one.Config)
-		if err != nil {
-			return nil, err
-		}
-		validated := conn.CustomData()[customDataKey].(*replicaConn) // by validate
-		if err := prepareReport(ctx, conn, validated.report); err != nil {
-			closeConn(conn)
-			return nil, err
-		}
-		return conn, nil
-	})
-	r.tracker.staleness.limit = p.maxLag
-	r.impatient = d.interval < 2*checkPeriod || p.maxLag > 0 && r.tracker.staleness.checkPause() < 2*checkPeriod
-	r.guard = newGuard(region, r.tracker.answers, r.tracker.background, r.fail)
-	config.ConnConfig.DialFunc = r.guard.dial(dial)
-
-	prepare := config.PrepareConn
-	//lint:ignore SA1019 an app may still set it
-	if before := config.BeforeAcquire; prepare == nil && before != nil {
-		prepare = func(ctx context.Context, conn *pgx.Conn) (bool, error) { return before(ctx, conn), nil }
-	}
-	r.hooked = config.PrepareConn != nil
-	config.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
-		if prepare != nil {
-			ok, err := prepare(ctx, conn)
-			if hook, _ := ctx.Value(prepareKey{}).(*hookError); hook != nil {
-				hook.err = err
-			}
-			if !ok || err != nil {
-				return ok, err
-			}
-		}
-		r.hold(replicaConnOf(conn))
-		return true, nil
-	}
-
-	afterConnect, beforeClose := config.AfterConnect, config.BeforeClose
-	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		if afterConnect != nil {
-			if err := afterConnect(ctx, conn); err != nil {
-				return err
-			}
-		}
-		r.open.Add(1)
-		r.connects.reached()
-		return nil
-	}
-	config.BeforeClose = func(conn *pgx.Conn) {
-		r.closed(replicaConnOf(conn))
-		if beforeClose != nil {
-			beforeClose(conn)
-		}
-	}
-
-	if r.pool, err = pgxpool.NewWithConfig(d.ctx, config); err != nil {
-		r.tracker.close()
-		return nil, err
-	}
-	r.db = stdlib.GetPoolConnector(r.pool, stdlib.OptionResetSession(neverReset))
-	return r, nil
-}
-
-// limitLocks sets lock_timeout to limit, unless the app has set it. What locks a table on the primary locks it on a standby
-// too, until the end of the transaction is replayed. That may take any time.
-func limitLocks(params map[string]string, limit time.Duration) {
-	const name = "lock_timeout"
-	if params[name] == "" && !strings.Contains(params["options"], name) {
-		params[name] = strconv.FormatInt(max(limit.Milliseconds(), 1), 10)
-	}
-}
-
-// neverReset keeps database/sql from reusing a connection to a replica: the next statement may need a write that the server
-// has not replayed.
-func neverReset(context.Context, *pgx.Conn) error { return driver.ErrBadConn }

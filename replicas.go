@@ -8,9 +8,9 @@ import (
 
 // replicas is the set of replicas that reads are spread over.
 type replicas struct {
-	current   atomic.Pointer[replicaSet]
-	discovery *discovery
-	balance   balancer
+	current atomic.Pointer[replicaSet]
+	order   func([]*replica) // sorts them when they change; nil to leave them as they are; the discovery's mu guards it
+	balance balancer
 }
 
 // replicaSet has the replicas at one time. It is immutable.
@@ -31,8 +31,8 @@ func (rs *replicas) list() []*replica {
 
 // store replaces the replicas by those of list, whose reserves come last. The discovery's mu must be held.
 func (rs *replicas) store(list []*replica) {
-	if f := rs.discovery.regions; f != nil {
-		f.order(list)
+	if rs.order != nil {
+		rs.order(list)
 	}
 	set := &replicaSet{list: list}
 	begin := 0

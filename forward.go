@@ -78,7 +78,7 @@ type forwarding struct {
 // But a read waits for a slot no longer than for a replica, and then runs without one: the reads that have the slots may
 // be waiting for it.
 func (p *primary) forward(ctx context.Context, operation string, rt *route) (context.Context, forwarding) {
-	ctx, span := p.telemetry.forward(ctx, operation, rt)
+	ctx, span := p.telemetry.forward(ctx, operation, rt.why, rt.region, rt.cause)
 	f := forwarding{span: span}
 	if !rt.affectsAllReads() {
 		return ctx, f

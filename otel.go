@@ -227,8 +227,8 @@ func (s span) end(err error) {
 // forward begins the span of a statement that the primary runs. The spans of the app's own tracer become its children
 // through the context. If an error has brought the statement to the primary, the span has it as an event, and the region of
 // the replica that it came from.
-func (t *telemetry) forward(ctx context.Context, operation string, rt *route) (context.Context, span) {
-	t.sent(ctx, targetPrimary, rt.why, 0)
+func (t *telemetry) forward(ctx context.Context, operation string, why reason, region string, cause error) (context.Context, span) {
+	t.sent(ctx, targetPrimary, why, 0)
 	tracer := t.tracing()
 	if tracer == nil {
 		return ctx, span{}
@@ -237,15 +237,15 @@ func (t *telemetry) forward(ctx context.Context, operation string, rt *route) (c
 	safely(func() {
 		child, s := tracer.Start(ctx, spanForward, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
 			attribute.String("db.system.name", "postgresql"),
-			attrOperation.String(operation), attrReason.String(string(rt.why)), attrTarget.String(targetPrimary.String())))
+			attrOperation.String(operation), attrReason.String(string(why)), attrTarget.String(targetPrimary.String())))
 		ctx, started.recorded = child, s
-		if rt.cause == nil || !s.IsRecording() {
+		if cause == nil || !s.IsRecording() {
 			return
 		}
-		if rt.region != "" {
-			s.SetAttributes(attrRegion.String(rt.region))
+		if region != "" {
+			s.SetAttributes(attrRegion.String(region))
 		}
-		s.AddEvent("exception", trace.WithAttributes(causeAttributes(rt.why, rt.cause)...))
+		s.AddEvent("exception", trace.WithAttributes(causeAttributes(why, cause)...))
 	})
 	return ctx, started
 }

@@ -302,7 +302,7 @@ func TestNoProviderCostsNothing(t *testing.T) {
 	for what, f := range map[string]func(){
 		"sent": func() { pool.telemetry.sent(ctx, targetReplica, becauseRead, 7) },
 		"forward": func() {
-			forwarded, span := pool.telemetry.forward(ctx, "exec", &route{to: targetPrimary, why: becauseWrite, cause: errFailed})
+			forwarded, span := pool.telemetry.forward(ctx, "exec", becauseWrite, "", errFailed)
 			if forwarded != ctx {
 				t.Fatal("something is recorded")
 			}

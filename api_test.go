@@ -191,7 +191,7 @@ func TestBatchThatBeginsATransaction(t *testing.T) {
 // TestReasonsAreDocumented compares the reasons of the package's comment with those that there are.
 func TestReasonsAreDocumented(t *testing.T) {
 	t.Parallel()
-	code, err := os.ReadFile("route.go")
+	code, err := os.ReadFile("reason.go")
 	noError(t, err)
 	docs, err := os.ReadFile("doc.go")
 	noError(t, err)

@@ -350,6 +350,23 @@ func TestNoFallback(t *testing.T) {
 			}
 		}
 	})
+	t.Run("lost by the only one that does not lag", func(t *testing.T) {
+		pool := poolIn(t, cluster, "ord", both, noFallback, func(c *Config) { c.MaxReplicaWait = 300 * time.Millisecond })
+		readOn(t, cluster, pool, "ord", "syd")
+		freeze(t, cluster)
+		if err := execs(ctx, pool, insertText(name, 2)); err != nil {
+			t.Fatal(err)
+		}
+		if err := cluster.Server("syd").WaitReplayed(ctx); err != nil {
+			t.Fatal(err)
+		}
+		limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		var pgErr *pgconn.PgError
+		if _, err := pool.Exec(limited, "/* flyregion:replica */ select pg_terminate_backend(pg_backend_pid())"); !errors.As(err, &pgErr) || pgErr.Code != "57P01" || limited.Err() != nil {
+			t.Errorf("%v (the context: %v), want that the connection was terminated, once", err, limited.Err())
+		}
+	})
 	t.Run("refused", func(t *testing.T) {
 		pool := poolIn(t, cluster, "ord", noFallback, func(c *Config) { c.Functions = map[string]Access{name + "_insert": Read} })
 		writer := name + "_insert"

@@ -114,7 +114,8 @@ func (rs *replicas) farBehind() bool {
 	return slices.ContainsFunc(rs.list(), func(r *replica) bool { return r.health.good() && r.tracker.staleness.isTooFar() })
 }
 
-// alike returns the replicas that a read may use in place of r, as they are in its group and can be reached. r is the first.
+// alike returns the replicas that a read may use in place of r, as they are in its group, can be reached and have not lost the
+// read. r is the first.
 func (rs *replicas) alike(rt *route, r *replica) []*replica {
 	alike := []*replica{r}
 	for _, group := range rs.current.Load().groups {
@@ -122,7 +123,7 @@ func (rs *replicas) alike(rt *route, r *replica) []*replica {
 			continue
 		}
 		for _, other := range group {
-			if other != r && other.up() && !other.isAlias() && !other.leftAlone(rt) && !other.notPreferred() {
+			if other != r && !slices.Contains(rt.lost.replicas, other) && other.up() && !other.isAlias() && !other.leftAlone(rt) && !other.notPreferred() {
 				alike = append(alike, other)
 			}
 		}

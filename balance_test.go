@@ -367,6 +367,25 @@ func TestNoFallback(t *testing.T) {
 			t.Errorf("%v (the context: %v), want that the connection was terminated, once", err, limited.Err())
 		}
 	})
+	t.Run("one of two cannot run it", func(t *testing.T) {
+		pool := poolIn(t, cluster, "ord", both, noFallback)
+		readOn(t, cluster, pool, "ord", "syd")
+		freeze(t, cluster)
+		if err := execs(ctx, pool, "create table "+name+"_on_one (id int)"); err != nil {
+			t.Fatal(err)
+		}
+		drop(t, "table "+name+"_on_one")
+		if err := cluster.Server("syd").WaitReplayed(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for what, read := range readsOf(name + "_on_one") {
+			for range 4 {
+				if err := read(WithoutWait(ctx), pool); err != nil && what != "BeginTx" {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+		}
+	})
 	t.Run("refused", func(t *testing.T) {
 		pool := poolIn(t, cluster, "ord", noFallback, func(c *Config) { c.Functions = map[string]Access{name + "_insert": Read} })
 		writer := name + "_insert"

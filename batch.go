@@ -74,6 +74,10 @@ func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.Bat
 			rt.toPrimary(why)
 			return nil
 		}
+		if rd.router.triesAnother(ctx, rt, conn, preprocessing.SQL(), err) {
+			rt.lost.add(rt, read.replica, err)
+			return rd.sendBatch(ctx, rt, b)
+		}
 		return pgx.FailedBatchResults(b, err)
 	}
 	batch.BatchResults, batch.replicaRead, batch.route = results, read, *rt
@@ -146,8 +150,9 @@ func (b *replicaBatch) move(err error) (moved bool) {
 	_ = b.BatchResults.Close()
 	b.stop = nil
 	rt := b.route
-	why := b.reads.router.fallbackReason(b.ctx, &rt, b.conn.Conn(), b.queries[b.next-1].SQL, err)
-	another := why == "" && rt.triesAnother(b.ctx, b.conn.Conn())
+	sql := b.queries[b.next-1].SQL
+	why := b.reads.router.fallbackReason(b.ctx, &rt, b.conn.Conn(), sql, err)
+	another := why == "" && b.reads.router.triesAnother(b.ctx, &rt, b.conn.Conn(), sql, err)
 	if why == "" && !another {
 		b.failed = true
 		return false

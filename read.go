@@ -36,8 +36,8 @@ func onReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, f
 	}
 }
 
-// tryReplica runs a read on one replica for onReplica. It reports whether to try another one, as this one has lost the read and it
-// may not run on the primary.
+// tryReplica runs a read on one replica for onReplica. It reports whether to try another one, as this one has lost the read or
+// could not run it, and it may not run on the primary.
 func tryReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, from connSource[C], sql string, run func(C) (T, error)) (result T, read replicaRead[C], another bool, err error) {
 	rep, conn, err := acquireReplica(ctx, rd, rt, from)
 	if conn == nil {
@@ -61,7 +61,7 @@ func tryReplica[C pooledConn, T any](ctx context.Context, rd *reads, rt *route, 
 	switch {
 	case why != "":
 		rt.toPrimary(why)
-	case rt.triesAnother(ctx, conn.Conn()):
+	case rd.router.triesAnother(ctx, rt, conn.Conn(), sql, err):
 		rt.lost.add(rt, rep, err)
 		another = true
 	}

@@ -29,18 +29,12 @@ type route struct {
 	farBehind bool
 	// waited says that the read has waited for a position for as long as it may. Other replicas serve it only without a wait.
 	waited bool
-	// lost are the replicas that have lost the read, if it may not run on the primary.
+	// lost are the replicas that have lost the read or could not run it, if it may not run on the primary.
 	lost attempts
 }
 
 // mayFallBack reports whether a read may run on the primary because no replica can serve it.
 func (r *route) mayFallBack() bool { return r.target != targetReplica && !r.noFallback }
-
-// triesAnother reports whether a read that failed on conn is to run on another replica: this one has lost it, and it may not
-// run on the primary.
-func (r *route) triesAnother(ctx context.Context, conn *pgx.Conn) bool {
-	return r.noFallback && r.target == targetAny && ctx.Err() == nil && conn.IsClosed()
-}
 
 // errRefusedBefore is the cause of a statement that is not tried on a replica.
 var errRefusedBefore = errors.New("flyregion: a replica has refused a statement of this shape before")
@@ -195,6 +189,16 @@ func (r *router) fallbackReason(ctx context.Context, rt *route, conn *pgx.Conn, 
 		rt.cause = err
 	}
 	return why
+}
+
+// triesAnother reports whether a read that failed on a replica, and does not run on the primary, is to run on another replica:
+// because of Config.NoFallback, and if this one has lost it or could not run it.
+func (r *router) triesAnother(ctx context.Context, rt *route, conn *pgx.Conn, sql string, err error) bool {
+	if !rt.noFallback || rt.target != targetAny || ctx.Err() != nil {
+		return false
+	}
+	why, _ := r.errorReason(sql, err)
+	return why != "" || conn.IsClosed()
 }
 
 // refuses reports whether a replica is expected to refuse a statement.

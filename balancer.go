@@ -33,7 +33,7 @@ func (b *balancer) guess(group []*replica) *replica {
 	case b.kind == BalanceLeastBusy:
 		return leastBusy(group)
 	default:
-		return group[int(b.turn.Add(1)-1)%n]
+		return group[b.next(n)]
 	}
 }
 
@@ -57,11 +57,14 @@ func (b *balancer) pick(among []*replica) *replica {
 		return among[rand.IntN(len(among))]
 	}
 	if b.own != nil {
-		return among[int(b.turn.Add(1)-1)%len(among)]
+		return among[b.next(len(among))]
 	}
 	// The one whose turn it was cannot be read from. A turn among the others would favour some of them.
 	return among[rand.IntN(len(among))]
 }
+
+// next returns whose turn it is among n.
+func (b *balancer) next(n int) int { return int((b.turn.Add(1) - 1) % uint32(n)) }
 
 // ask asks the app's Balancer. It reports false if that panics or returns no index of among.
 func (b *balancer) ask(among []*replica) (i int, ok bool) {

@@ -84,9 +84,9 @@ type Config struct {
 	// candidate, which [Stat.BalancerMistakes] counts. The default is none.
 	Balancer Balancer
 
-	// NoFallback keeps reads off the primary. A read that a replica cannot serve or run, or that it loses before the first row, then
-	// runs on another replica. If none can serve it, it waits and fails as under [WithReplica]: with the replica's error, or
-	// after MaxReplicaWait with an [ErrReplicaLag]. What a replica refuses as a write still runs on the primary, and so does what
+	// NoFallback keeps reads off the primary. A read that a replica cannot serve or run, or that it loses before the first row,
+	// then runs on another replica. If none can serve it, it waits and fails as under [WithReplica]: with the replica's error,
+	// or after MaxReplicaWait with an [ErrReplicaLag]. What a replica refuses as a write still runs on the primary, and so does what
 	// the catalog cannot be asked about. The default is the reverse of fly_fallback in the connection string, then false.
 	NoFallback bool
 

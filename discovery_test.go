@@ -441,6 +441,22 @@ func TestSlowNameServer(t *testing.T) {
 	unused(t, pool)
 }
 
+// TestFailureDuringLookups has a replica fail while names are looked up. That puts the next lookups off no further.
+func TestFailureDuringLookups(t *testing.T) {
+	rounds := 0
+	s := &schedule{interval: time.Hour, begin: func() { rounds++ }}
+	s.tick(time.Now())
+	due := s.due.Load()
+	s.began.Store(0)
+	if s.hurry(); rounds != 1 || s.due.Load() != due {
+		t.Errorf("%d rounds at a time, and the next one %v later", rounds, time.Duration(s.due.Load()-due))
+	}
+	s.running.Store(false)
+	if s.hurry(); rounds != 2 {
+		t.Errorf("%d rounds: want another one", rounds)
+	}
+}
+
 // TestIdlePoolLooksNothingUp leaves a pool alone.
 func TestIdlePoolLooksNothingUp(t *testing.T) {
 	cluster := sharedCluster(t)

@@ -38,9 +38,13 @@ func (s *schedule) hurry() {
 	}
 }
 
-// claim begins a round of lookups. Of concurrent callers one does.
+// claim begins a round of lookups, unless one is under way. Of concurrent callers one does.
 func (s *schedule) claim(now time.Time, due int64) {
-	if !s.due.CompareAndSwap(due, now.Add(s.interval).UnixNano()) || !s.running.CompareAndSwap(false, true) {
+	if s.running.Load() || !s.running.CompareAndSwap(false, true) {
+		return
+	}
+	if !s.due.CompareAndSwap(due, now.Add(s.interval).UnixNano()) {
+		s.running.Store(false) // another caller's round has begun and ended
 		return
 	}
 	s.began.Store(now.UnixNano())

@@ -210,7 +210,7 @@ func (d *discovery) update(h *replicaHost, addresses []string) {
 			r.health.doubt()
 			r.tracker.background(r.probe)
 		}
-		list = slices.Insert(list, lastOf(list, h)+1, r)
+		list = slices.Insert(list, d.placeOf(h, list), r)
 	}
 
 	list, leaving := d.sort(list, h, addresses)
@@ -257,14 +257,16 @@ func (d *discovery) leave(r *replica) {
 	})
 }
 
-// lastOf returns the index of a host's last replica in list.
-func lastOf(list []*replica, h *replicaHost) int {
+// placeOf returns the index in list for a new replica of a host: behind those of the host and of the hosts before it. mu must be
+// held.
+func (d *discovery) placeOf(h *replicaHost, list []*replica) int {
+	before := d.hosts[:slices.Index(d.hosts, h)+1]
 	for i, r := range slices.Backward(list) {
-		if r.host == h {
-			return i
+		if slices.Contains(before, r.host) {
+			return i + 1
 		}
 	}
-	return len(list) - 1
+	return 0
 }
 
 // close closes all replicas. It returns when their connections were released and closed, and no goroutine of them or of the

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -454,6 +455,42 @@ func TestFailureDuringLookups(t *testing.T) {
 	s.running.Store(false)
 	if s.hurry(); rounds != 2 {
 		t.Errorf("%d rounds: want another one", rounds)
+	}
+}
+
+// TestPlaceOfAReplica has a host find a replica when all that it had led to before are another host's. The new one is read from
+// before those of a farther region.
+func TestPlaceOfAReplica(t *testing.T) {
+	config, err := ParseConfig("postgres://u@primary.example.com/db?sslmode=disable&fly_region=ord&fly_primary_region=nrt&fly_replica_regions=ord,syd")
+	noError(t, err)
+	config.ReplicaConnStrings = map[string]string{
+		"ord": "postgres://u@a.example.com,b.example.com/db?sslmode=disable",
+		"syd": "postgres://u@c.example.com/db?sslmode=disable",
+	}
+	config.ConnConfig.DialFunc = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no network") }
+	pool, err := NewPoolWithConfig(t.Context(), config)
+	noError(t, err)
+	defer pool.Close()
+
+	d := pool.discovery
+	a, b, c := d.hosts[0], d.hosts[1], d.hosts[2]
+	d.update(a, []string{"192.0.2.1"})
+	d.update(b, []string{"192.0.2.2"})
+	d.update(c, []string{"192.0.2.3"})
+	for range maxAbsent {
+		d.update(a, []string{"192.0.2.2"})
+	}
+	d.update(a, []string{"192.0.2.4"})
+	var got []string
+	for _, group := range pool.replicas.current.Load().groups {
+		var endpoints []string
+		for _, r := range group {
+			endpoints = append(endpoints, r.endpoint())
+		}
+		got = append(got, strings.Join(endpoints, " "))
+	}
+	if want := []string{"192.0.2.4:5432 192.0.2.2:5432", "192.0.2.3:5432"}; !slices.Equal(got, want) {
+		t.Errorf("the groups are %q, want %q", got, want)
 	}
 }
 

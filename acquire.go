@@ -319,7 +319,7 @@ func awaitReplay[C pooledConn](ctx context.Context, candidates []*replica, from 
 		return rep, conn, nil
 	}
 
-	// The connection was opened after the watcher's report, or leads to another server of the region. Or the watcher was
+	// The connection was opened after the watcher's report, or leads to another server. Or the watcher was
 	// late, as this process is busy. To ask on this connection costs less than a round trip to the primary.
 	for {
 		verdict, err := rep.ask(ctx, conn.Conn(), state)

@@ -45,7 +45,7 @@ const (
 	answerTimeout = 500 * time.Millisecond
 )
 
-// tracker follows how far one region's replica has replayed, and wakes the reads that wait for a position. One goroutine,
+// tracker follows how far one replica has replayed, and wakes the reads that wait for a position. One goroutine,
 // the watcher, asks the replica for all of them, on a connection of its own. It runs only while a read waits.
 type tracker struct {
 	trust
@@ -53,7 +53,7 @@ type tracker struct {
 	conns     *puddle.Pool[*pgconn.PgConn] // of size one: the watcher's
 	ctx       context.Context              // ends when the tracker stops
 	stop      context.CancelFunc
-	latest    atomic.Pointer[report] // the report that was asked for last, of any server of the region
+	latest    atomic.Pointer[report] // the report that was asked for last, of any server that the replica's address has led to
 	streamed  atomic.Pointer[report] // likewise, of a server that streamed: only such a report proves anything
 	missed    atomic.Pointer[miss]   // the latest wait in vain, nil if there was none lately
 	delay     replayDelay
@@ -85,7 +85,7 @@ type miss struct {
 	at    time.Time
 }
 
-// newTracker returns a tracker of a region's replica whose watcher connects with connect, and which calls reconnect when a
+// newTracker returns a tracker of a replica in a region whose watcher connects with connect, and which calls reconnect when a
 // standby follows a newer primary than this one. It does no I/O.
 func newTracker(region string, primary *primary, reconnect func(), connect func(context.Context) (*pgconn.PgConn, error)) *tracker {
 	t := &tracker{trust: trust{primary: &primary.identity, primaryClock: &primary.wallClock}, region: region, reconnects: reconnectLimiter{reconnect: reconnect}}
@@ -150,7 +150,7 @@ func (t *tracker) currentLag() time.Duration {
 	return t.staleness.lag(o, t.primaryClock.Load())
 }
 
-// note takes account of a report from a server of the region.
+// note takes account of a report from a server that the replica's address has led to.
 func (t *tracker) note(o *report) {
 	storeLater(&t.latest, o)
 	if o.streams {

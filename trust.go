@@ -45,7 +45,8 @@ const (
 	outdated
 )
 
-// trust gives the verdict on the servers of one region. Each new connection may lead to another of them.
+// trust gives the verdict on the servers that one replica's address leads to. It is mostly one, but each new connection may lead to
+// another one, as through a load balancer or after a restart.
 type trust struct {
 	primary *atomic.Pointer[identity] // the primary's own, which the primary writes and trust only reads
 	// primaryClock is what the primary's clock showed when it was asked last, likewise.
@@ -60,7 +61,7 @@ type standby struct {
 	end     LSN
 }
 
-// maxStandbys is how many standbys of a region are remembered.
+// maxStandbys is how many standbys of one replica's address are remembered.
 const maxStandbys = 16
 
 // verdict reports whether the server of report r has replayed what state covers.

@@ -20,7 +20,7 @@
 // [WithReplica] choose the server, and [Config.AwaitWrites] makes writes wait instead of reads.
 //
 // A replica that is further behind than [Config.MaxReplicaLag] serves no read, also none that needs no position, while the
-// primary can be reached. While it cannot, reads go on to run on the replicas.
+// primary can be reached. While it cannot, reads go on to run on the replicas. [WithMaxLag] has a limit of its own.
 //
 // # Several replicas
 //

@@ -315,7 +315,8 @@ func (p *Pool) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error) err
 	return f(conn)
 }
 
-// AcquireAllIdle acquires all idle connections to the server that [Pool.Acquire] takes connections from.
+// AcquireAllIdle acquires all idle connections to the primary, or those of [Pool.Replica] if the context comes from
+// [WithReplica].
 func (p *Pool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 	if p.replicas == nil || intentOf(ctx).target != targetReplica {
 		return p.primary.pool.AcquireAllIdle(ctx)

@@ -309,7 +309,8 @@ func WithoutWait(ctx context.Context) context.Context {
 // one that comes when nobody has asked for d, waits for the answer: one round trip, as for the primary itself. So d should be
 // well above that. The times are those of this process, which knows when it asked. What a replica shows may also be told by the
 // time at which its last transaction was committed: by the primary's clock, which this process knows from the same answers.
-// No two clocks are compared.
+// No two clocks are compared, except after a failover: as long as the last transaction that a replica has replayed is the former
+// primary's, d holds only as far as the clocks of the two agree.
 //
 // A transaction that was committed with synchronous_commit=off counts as committed when it is flushed, within three times
 // wal_writer_delay. Under [WithReplica] a read waits up to [Config.MaxReplicaWait] for a replica that shows enough, and then

@@ -76,7 +76,8 @@ type StatementCount struct {
 // have run on a replica; [Stat.ConnectFailures] and the spans flyregion.forward say why.
 //
 // The metric flyregion.statements counts the same. A read that has moved from a replica to the primary counts for both. What
-// runs within a transaction, on a connection from [Pool.Acquire] or through [Pool.Primary] or [Pool.Replica] is not counted.
+// runs within a transaction, on a connection from [Pool.Acquire] or through [Pool.Primary] or [Pool.Replica] is not counted,
+// but Acquire under [WithReplica] itself counts as one.
 // Where the Pool is one plain pgxpool it counts nothing, and Statements returns nil.
 func (s *Stat) Statements() []StatementCount { return slices.Clone(s.statements) }
 

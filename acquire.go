@@ -52,7 +52,7 @@ func acquireReplica[C pooledConn](ctx context.Context, rd *reads, rt *route, fro
 				// No reserve serves in place of a replica that can be reached.
 				tried.replicas = append(tried.replicas, rd.replicas.reserves()...)
 			}
-		case rep.notPreferred() && rd.replicas.hasPreferred(rep, tried.replicas):
+		case rep.notPreferred() && rd.replicas.hasPreferred(rt, tried.replicas):
 			// The connection has told that it is no standby. A standby is tried first.
 			from.release(rep, conn)
 		case rt.undecided != nil && !rd.decide(ctx, rt, rep, conn.Conn()):

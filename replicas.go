@@ -103,10 +103,11 @@ func fits(rt *route, r *replica, tried []*replica) bool {
 	return (tried == nil || !slices.Contains(tried, r)) && r.up() && !r.isAlias() && !r.leftAlone(rt)
 }
 
-// hasPreferred reports whether there is a better replica to try than r, which is not preferred.
-func (rs *replicas) hasPreferred(r *replica, tried []*replica) bool {
-	other := rs.choose(&route{}, sessionState{}, append(slices.Clone(tried), r))
-	return other != nil && !other.isSpare()
+// hasPreferred reports whether choose has a better replica to try than one that is not preferred.
+func (rs *replicas) hasPreferred(rt *route, tried []*replica) bool {
+	return slices.ContainsFunc(rs.current.Load().groups, func(group []*replica) bool {
+		return slices.ContainsFunc(group, func(r *replica) bool { return fits(rt, r, tried) && !r.isSpare() })
+	})
 }
 
 // farBehind reports whether replicas are left alone because they are too far behind.

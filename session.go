@@ -137,10 +137,11 @@ func (s *Session) wrote(p position) {
 		w := s.written.Load()
 		old := w.of(p.system)
 		next := clusterState{sessionState: sessionState{position: p.flush, origin: p.origin, learned: p.learned}, system: p.system, asked: p.asked}
-		switch {
-		case old.unknown > p.asked && old.unknown != p.noted:
+		if old.unknown > p.asked && old.unknown != p.noted {
 			// A write came after the primary was asked. Its position is still unknown.
 			next.unknown = old.unknown
+		}
+		switch {
 		case old.unknown > 0, old.origin != 0 && old.origin != p.origin, w != nil && w.doubtful(&identity{system: p.system}) > old.asked:
 			// It is not known whether the writes before were committed asynchronously. Only the insert position is
 			// sure to cover them.
@@ -179,9 +180,9 @@ func (s *Session) wroteUnknown(system uint64, learned time.Duration) {
 // wroteUnknownSince is wroteUnknown for a write whose position the primary was asked for at the time asked, and will
 // answer. It returns a number that identifies this call, or 0 if another write was noted since that time.
 func (s *Session) wroteUnknownSince(system, asked uint64, learned time.Duration) (noted uint64) {
-	now := clock.Add(1)
 	for {
 		w := s.written.Load()
+		now := clock.Add(1) // after the load, so that it is higher than the time of any write that w has
 		old := w.of(system)
 		next := old
 		next.unknown, next.noted, next.learned = now, now, max(learned, old.learned)

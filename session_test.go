@@ -353,3 +353,41 @@ func TestSessionRemembersTheTimeOfAWrite(t *testing.T) {
 		t.Errorf("after the second write the session says %+v", got)
 	}
 }
+
+// TestUnknownWritesAtOnce has writes at once whose positions are not known. One that is noted must not give the session an
+// earlier time than it has: an answer that the primary was asked for in between would seem to cover the later write.
+func TestUnknownWritesAtOnce(t *testing.T) {
+	var s Session
+	var writers sync.WaitGroup
+	primary := &identity{system: 1, server: 1}
+	for range 8 {
+		writers.Go(func() {
+			var latest uint64
+			for range 100_000 {
+				s.wroteUnknown(1, 0)
+				for range 5 { // others write in between
+					unknown := s.in(primary).unknown
+					if unknown < latest {
+						t.Errorf("the latest unknown write was one of %d, and is one of %d", latest, unknown)
+						return
+					}
+					latest = unknown
+				}
+			}
+		})
+	}
+	writers.Wait()
+}
+
+// TestSessionAskedBetweenUnknownWrites has the primary asked between two writes whose positions are not known. The first one may
+// have been committed asynchronously.
+func TestSessionAskedBetweenUnknownWrites(t *testing.T) {
+	var s Session
+	s.wroteUnknown(1, 0)
+	asked := clock.Add(1)
+	s.wroteUnknown(1, 0)
+	s.wrote(position{system: 1, origin: 1, asked: asked, flush: 10, insert: 20})
+	if got := s.in(&identity{system: 1, server: 1}); got.position != 20 || got.unknown < asked {
+		t.Errorf("the session says %+v", got)
+	}
+}

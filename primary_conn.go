@@ -114,6 +114,7 @@ func (p *primary) attachTo(ctx context.Context, conn *pgconn.PgConn, r *report, 
 		Answered:    c.answered,
 		Late:        c.late,
 		Committed:   c.committed,
+		Ended:       c.ended,
 		Unannounced: c.ranUnannounced,
 		Abandoned:   c.abandoned,
 	})
@@ -139,6 +140,7 @@ type primaryStatement struct {
 	sessions []*Session   // of its contexts
 
 	asked    uint64        // when, by this process's clock; 0 if nothing was asked
+	quiet    bool          // it is a write that nothing is asked about
 	timed    time.Duration // when it began, since the process started, if readTime is to be measured when it has ended
 	answered bool          // positionSQL was answered, and the position noted if the statement has written
 	noted    []uint64      // what wroteUnknownSince returned for each session; nil unless committed was called
@@ -283,6 +285,14 @@ func (c *primaryConn) committed(q *piggyback.Question) {
 	s.noted = make([]uint64, len(s.sessions)+1)
 	for i := range s.noted {
 		s.noted[i] = s.session(i).wroteUnknownSince(c.system, s.asked, 0)
+	}
+}
+
+// ended counts a write that nothing is asked about before its rows or results are read to their end. The app may have seen
+// some of them by then, and read elsewhere what it has written.
+func (c *primaryConn) ended(*piggyback.Question) {
+	if s := c.current.Load(); s.quiet {
+		s.noteUnknown()
 	}
 }
 

@@ -2,6 +2,7 @@ package flyregion
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -231,6 +232,77 @@ func TestWritesWithoutQuestions(t *testing.T) {
 		awaitReplica(t, ctx, pool)
 		if n := counts(t, ctx, pool, name); n != id {
 			t.Errorf("session of its own: %v: %d rows of %d on the replica", own, n, id)
+		}
+	}
+}
+
+// TestWritesWithoutQuestionsCountAtOnce reads what such a write has inserted while its rows or results are still open.
+func TestWritesWithoutQuestionsCountAtOnce(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	pool, _ := soonerPool(t)
+	db := OpenDB(pool)
+	defer db.Close()
+	id := 0
+	insert := func() string { id++; return insertText(name, id) + " returning id" }
+	paths := map[string]func(ctx context.Context, inserted func()) error{
+		"rows": func(ctx context.Context, inserted func()) error {
+			rows, err := pool.Query(ctx, insert())
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			for rows.Next() {
+				inserted()
+			}
+			return rows.Err()
+		},
+		"results": func(ctx context.Context, inserted func()) error {
+			results := pool.SendBatch(ctx, batchOf(insert(), "select 1"))
+			err := results.QueryRow().Scan(new(int))
+			inserted()
+			return errors.Join(err, results.Close())
+		},
+		"callback": func(ctx context.Context, inserted func()) error {
+			b := &pgx.Batch{}
+			b.Queue(insert()).QueryRow(func(row pgx.Row) error {
+				err := row.Scan(new(int))
+				inserted()
+				return err
+			})
+			return pool.SendBatch(ctx, b).Close()
+		},
+		"database/sql": func(ctx context.Context, inserted func()) error {
+			rows, err := db.QueryContext(ctx, insert())
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			for rows.Next() {
+				inserted()
+			}
+			return rows.Err()
+		},
+	}
+	noError(t, execs(t.Context(), pool, insert()))
+	awaitReplica(t, t.Context(), pool)
+	freeze(t, cluster)
+	shown := pool.primary.session.written.Load()
+	for _, test := range []struct{ own, quiet bool }{{}, {own: true}, {quiet: true}, {own: true, quiet: true}} {
+		for path, write := range paths {
+			ctx, session := t.Context(), &pool.primary.session
+			if test.own {
+				session = &Session{}
+				ctx = WithSession(ctx, session)
+			}
+			session.written.Store(shown)
+			stayForLong(pool, session)
+			pool.primary.quiet.Store(test.quiet)
+			noError(t, write(ctx, func() {
+				if n := counts(t, ctx, pool, name); n != id {
+					t.Errorf("%s, %+v: %d rows of %d", path, test, n, id)
+				}
+			}))
 		}
 	}
 }

@@ -198,7 +198,7 @@ func (c *primaryConn) ask(s *primaryStatement) {
 			return
 		}
 	case !s.TxControl && !s.OtherCommand && !s.UnknownCalls && (!isWrite || c.primary.quiet.Load()) && c.primary.stays(c.sessionOf(s)):
-		if s.Access == sqltext.Read {
+		if s.quiet = isWrite; !s.quiet {
 			s.timed = uptime()
 		}
 		return

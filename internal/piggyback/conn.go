@@ -35,6 +35,7 @@ type Events struct {
 	Answered    func(*Question) // Behind was answered with a row
 	Late        func(*Question) // Behind was not answered within answerTime
 	Committed   func(*Question) // a transaction was committed before the statement's end; nil if the statement was not announced
+	Ended       func(*Question) // the announced statement has ended, and Behind was not asked behind it
 	Unannounced func()          // a statement that was not announced has ended, or may have
 	Abandoned   func(*Question) // the end of the announced statement will not be read
 }

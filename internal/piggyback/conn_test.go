@@ -43,7 +43,7 @@ func (s *script) Close() error                      { return nil }
 func (s *script) SetReadDeadline(t time.Time) error { return nil }
 
 // told is what a Conn has told.
-type told struct{ asked, answered, late, committed, unannounced, abandoned int }
+type told struct{ asked, answered, late, committed, ended, unannounced, abandoned int }
 
 // scripted returns a Conn on a script, and what it tells.
 func scripted(s *script) (*Conn, *told) {
@@ -55,6 +55,7 @@ func scripted(s *script) (*Conn, *told) {
 		Committed: func(*Question) {
 			tell.committed++
 		},
+		Ended:       func(*Question) { tell.ended++ },
 		Unannounced: func() { tell.unannounced++ },
 		Abandoned:   func(*Question) { tell.abandoned++ },
 	}), &tell
@@ -176,7 +177,7 @@ func nonsense(t *testing.T, data, sizes []byte, mode uint8, size, limit int) {
 func sense(t *testing.T, data, sizes []byte, size int) {
 	in := &script{sizes: sizes, err: io.EOF}
 	c, tell := scripted(in)
-	answers := 0
+	answers, unasked := 0, 0
 	for i := 0; i < len(data); i++ {
 		kind := data[i]
 		body := data[i:min(len(data), i+int(kind%8))]
@@ -267,12 +268,14 @@ func sense(t *testing.T, data, sizes []byte, size int) {
 		c.Conclude(q)
 		if asks {
 			answers++
+		} else {
+			unasked++
 		}
 		if answered != (q.InRow.Columns[0] == "inside") || asks != (q.Row.Columns[0] == "behind") || tell.answered != answers {
 			t.Fatalf("after %q: %+v and %+v, want %d answers", stream, q, tell, answers)
 		}
 	}
-	if *tell != (told{asked: tell.asked, answered: answers, committed: tell.committed}) {
+	if *tell != (told{asked: tell.asked, answered: answers, committed: tell.committed, ended: unasked}) {
 		t.Fatalf("after all: %+v", tell)
 	}
 }
@@ -563,6 +566,35 @@ func TestWriteFails(t *testing.T) {
 			if want := min(after, len(statement)); n != want || !errors.Is(err, io.ErrClosedPipe) {
 				t.Errorf("of %d bytes %d were sent, and Write returns %d, %v", len(statement), want, n, err)
 			}
+		}
+	}
+}
+
+// TestRowsWaitForTheAnswer has rows arrive together with their statement's end, and the answer to the question behind it later. The
+// app is given no row before the answer was. Where there is no question the end is told before.
+func TestRowsWaitForTheAnswer(t *testing.T) {
+	rows := join(row("a"), row("b"), complete("INSERT 0 2"), ready('I'))
+	answer := join(row("0/1"), complete("SELECT 1"), ready('I'))
+	for _, asks := range []bool{true, false} {
+		q, data := &Question{}, rows
+		if asks {
+			q.Behind, data = behind, join(rows, answer)
+		}
+		c, tell := scripted(&script{data: data, sizes: []byte{byte(len(rows) - 1), 0, 9}, err: io.EOF})
+		c.Announce(q, false)
+		if _, err := c.Write(Query("insert into t values (1), (2) returning v")); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, len(rows)+1)
+		n, err := c.Read(buf)
+		if err != nil || n == 0 {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		if asks && tell.answered != 1 || !asks && tell.ended != 1 {
+			t.Errorf("asks: %v: at the first row the connection has told %+v", asks, *tell)
+		}
+		if got := append(buf[:n:n], drain(t, c, 100, 100)...); !bytes.Equal(got, rows) {
+			t.Errorf("asks: %v: pgx reads %q of %q", asks, got, rows)
 		}
 	}
 }

@@ -38,7 +38,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 	defer c.readMu.Unlock()
 	for {
 		c.replyToBegin()
-		if c.unread.Len() > 0 {
+		// What has arrived together with the statement's end waits with that. The app may read elsewhere what it has written as
+		// soon as it sees a row, and the answer to the question tells what such a read needs.
+		if c.unread.Len() > 0 && (len(c.end) == 0 || c.err != nil) {
 			return c.unread.Read(p)
 		}
 		if c.err != nil {
@@ -56,12 +58,10 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if pass == n {
 			return n, err
 		}
+		c.unread.Write(p[:pass])
 		c.hold(p[pass:n])
 		c.err = err
 		c.parse()
-		if pass > 0 {
-			return pass, nil
-		}
 	}
 }
 
@@ -300,8 +300,12 @@ func (c *Conn) ended(s *segment, m []byte) {
 	c.end = append(c.endRoom[:0], m...)
 	c.end[5] = c.begunEnded(s, m[5])
 	c.row, c.failing = Row{}, false
+	q, ran := s.statement, s.runs
 	c.pop()
 	if s := c.head(); s == nil || s.kind != ofQuestion {
+		if ran && q != nil && q == c.current {
+			c.on.Ended(q)
+		}
 		c.releaseEnd()
 	}
 }

@@ -70,6 +70,11 @@ func (r *route) affectsAllReads() bool {
 	return r.why == becauseLag || r.why == becauseBehind || r.why == becauseUnreachable
 }
 
+// isTemporary reports whether the route leads a read to the primary that would else run on a replica, and will soon again.
+func (r *route) isTemporary() bool {
+	return r.affectsAllReads() || r.why == becauseSooner || r.why == becauseUnknown
+}
+
 // route decides where a statement goes, by its context and its SQL.
 func (r *router) route(ctx context.Context, sql string, args []any) route {
 	rt := route{intent: intentOf(ctx), noFallback: r.noFallback}

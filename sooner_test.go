@@ -307,6 +307,36 @@ func TestWritesWithoutQuestionsCountAtOnce(t *testing.T) {
 	}
 }
 
+// TestReadsOfConnsKeepNoConnection has reads of sql.Conns run on the primary: one that stays there, and one that learns the position
+// of a write. When they have ended, others can use its connections.
+func TestReadsOfConnsKeepNoConnection(t *testing.T) {
+	cluster := sharedCluster(t)
+	name := table(t, cluster, "id int primary key, v text")
+	ctx := t.Context()
+	pool, sooner := soonerPool(t)
+	db := OpenDB(pool)
+	defer db.Close()
+	noError(t, execs(ctx, pool, insertText(name, 0)))
+	for id, stays := range []bool{false, true} {
+		stayForLong(pool, &pool.primary.session)
+		pool.primary.quiet.Store(true)
+		noError(t, execs(ctx, pool, insertText(name, 1+id)))
+		if !stays {
+			pool.primary.stayUntil.Store(0)
+		}
+		before := sooner()
+		conn, err := db.Conn(ctx)
+		noError(t, err)
+		defer conn.Close()
+		if onStandby(t, ctx, conn) || sooner()-before == 1 != stays {
+			t.Fatalf("stays: %v: the read runs elsewhere", stays)
+		}
+		if n := pool.Primary().Stat().AcquiredConns(); n != 0 {
+			t.Errorf("stays: %v: a read that has ended holds %d connections to the primary", stays, n)
+		}
+	}
+}
+
 // TestStayedReadsTakeNoSlot has more reads stay on the primary than there are slots for fallbacks.
 func TestStayedReadsTakeNoSlot(t *testing.T) {
 	cluster := sharedCluster(t)

@@ -199,8 +199,8 @@ func runRouted[T any](ctx context.Context, c *sqlConn, rt *route, operation, que
 	switch {
 	case rt.why == becauseRefused || rt.why == becauseWrite && c.router.statements.inspect(query).LeavesState:
 		c.pinned = true // it may have left state in the session
-	case rt.affectsAllReads() && c.session == nil && (operation == "query" || operation == "exec"):
-		// When many reads fall back, each releases its connection at its end: a write may be waiting for one.
+	case rt.isTemporary() && c.session == nil && (operation == "query" || operation == "exec"):
+		// When many reads are on the primary, each releases its connection at its end: a write may be waiting for one.
 		use.fallback = c
 	}
 	ran, opens := false, c.session == nil

@@ -91,6 +91,7 @@ func TestReadMoves(t *testing.T) {
 		// The row arrives, and then the replica ends the session.
 		sql := `select i, repeat('w', 20000), case when i = 2 and current_setting('transaction_' || 'read_only') = 'on'
 			then pg_sleep(600)::text end from generate_series(1, 2) i /* end of a row's query */`
+		awaitReplica(t, ctx, pool) // it was frozen
 		stopped := make(chan struct{})
 		go func() {
 			defer close(stopped)

@@ -54,7 +54,7 @@ func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.Bat
 		}
 		results := conn.SendBatch(ctx, sent)
 		if conn.Conn().IsClosed() {
-			return nil, results.Close()
+			return nil, closeUnread(results, len(batch.queries))
 		}
 		return results, nil
 	})
@@ -67,7 +67,7 @@ func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.Bat
 	if conn := read.conn.Conn(); !conn.PgConn().IsBusy() {
 		// It was not sent.
 		defer read.release()
-		err := results.Close()
+		err := closeUnread(results, len(batch.queries))
 		var preprocessing pgx.ErrPreprocessingBatch
 		_ = errors.As(err, &preprocessing)
 		if why := rd.router.fallbackReason(ctx, rt, conn, preprocessing.SQL(), err); why != "" {
@@ -82,6 +82,20 @@ func (rd *reads) sendBatch(ctx context.Context, rt *route, b *pgx.Batch) pgx.Bat
 	}
 	batch.BatchResults, batch.replicaRead, batch.route = results, read, *rt
 	return batch
+}
+
+// closeUnread closes the results of a batch that was not sent, or whose connection is closed, and returns the first error. It runs
+// no callback, as Close would if the connection was closed just after the batch had been sent.
+func closeUnread(results pgx.BatchResults, queries int) (first error) {
+	for range queries {
+		if _, err := results.Exec(); first == nil {
+			first = err
+		}
+	}
+	if err := results.Close(); first == nil {
+		first = err
+	}
+	return first
 }
 
 // copyQueries returns the queries with copies of their arguments, nil if one cannot be copied.

@@ -510,3 +510,20 @@ func TestBatchIsNotSharedWithItsCaller(t *testing.T) {
 		}
 	}
 }
+
+// TestBatchOnAConnectionClosedJustNow closes a connection after a batch was sent on it. No callback may run, as the batch is sent to
+// another server then.
+func TestBatchOnAConnectionClosedJustNow(t *testing.T) {
+	conn, err := pgx.Connect(t.Context(), sharedCluster(t).Leader().ConnString())
+	noError(t, err)
+	b := &pgx.Batch{}
+	for range 2 {
+		b.Queue("select 1").Fn = func(pgx.BatchResults) error { t.Error("a callback runs"); return nil }
+	}
+	results := conn.SendBatch(t.Context(), b)
+	noError(t, conn.PgConn().Conn().Close())
+	_ = conn.Close(t.Context())
+	if err := closeUnread(results, 2); err == nil {
+		t.Error("no error")
+	}
+}
